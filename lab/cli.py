@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: MIT
+"""The command line: one module of ``lab.commands`` per noun, loaded when it is asked for.
+
+A command module has ``HELP`` (one line), ``configure(parser)`` and ``run(args, out) -> dict``: the returned document
+is what ``--json`` prints, completed with ``ok``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import signal
+import sys
+from types import FrameType
+from typing import Any, NoReturn
+
+from lab import __version__
+from lab.errors import ExitCode, KitError, from_os_error
+from lab.output import Output
+
+COMMANDS = {
+    "demo": "assemble, boot the virtual board, run matmul and convolution on its NPU",
+    "test": "run the test suites",
+    "build": "assemble a kernel, root file system and board into an artifact set",
+    "virt": "start, use and stop the virtual board",
+    "bench": "measure the figures that the kit promises",
+    "doctor": "check what this host has and say what is missing",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise KitError(ExitCode.USAGE, f"{self.prog}: {message}", f"see {self.prog} --help")
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _parser(noun: str | None) -> argparse.ArgumentParser:
+    parser = _Parser(prog="npulab", description="From a boxed RK3588 board to a proven NPU.")
+    parser.add_argument("--version", action="version", version=f"npulab {__version__}")
+    nouns = parser.add_subparsers(dest="noun", metavar="COMMAND", required=True, parser_class=_Parser)
+    for name, summary in COMMANDS.items():
+        sub = nouns.add_parser(name, help=summary, description=summary)
+        sub.add_argument("--json", action="store_true", help="print one JSON document instead of text")
+        sub.add_argument("--quiet", action="store_true", help="no progress")
+        if name == noun:
+            importlib.import_module(f"lab.commands.{name}").configure(sub)
+    return parser
+
+
+def _fail(error: KitError, as_json: bool) -> int:
+    print(f"npulab: {error.message}", file=sys.stderr)
+    if error.tail:
+        print("".join(f"    | {line}\n" for line in error.tail.splitlines()), end="", file=sys.stderr)
+    if error.log:
+        print(f"    log: {error.log}", file=sys.stderr)
+    if error.hint:
+        print(f"    what to do: {error.hint}", file=sys.stderr)
+    if as_json:
+        failure = {"code": int(error.code), "message": error.message, "hint": error.hint}
+        Output(as_json=True).document({"ok": False, "error": failure})
+    return int(error.code)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    noun = next((word for word in arguments if not word.startswith("-")), None)
+    as_json = "--json" in arguments
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        args = _parser(noun if noun in COMMANDS else None).parse_args(arguments)
+        out = Output(as_json=args.json, quiet=args.quiet)
+        document: dict[str, Any] = importlib.import_module(f"lab.commands.{args.noun}").run(args, out)
+        document = {"ok": True, **document}
+        out.document(document)
+        return int(ExitCode.OK if document["ok"] else ExitCode.FAILED)
+    except KitError as error:
+        return _fail(error, as_json)
+    except KeyboardInterrupt:
+        return _fail(
+            KitError(ExitCode.ABORTED, "stopped; nothing half-made was kept", "run it again to go on"), as_json
+        )
+    except BrokenPipeError:
+        return int(ExitCode.FAILED)
+    except OSError as error:
+        return _fail(from_os_error(error, f"npulab {noun or ''}".strip()), as_json)
