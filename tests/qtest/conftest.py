@@ -13,8 +13,6 @@ import pytest
 
 # the tests import the client as `qtest_client`, from wherever pytest runs
 sys.path.insert(0, str(Path(__file__).parent))
-    0, str(Path(__file__).parent)
-)  # the tests import the client as `qtest_client`, wherever pytest runs
 
 from qtest_client import QTest, QTestError, qemu_binary
 
