@@ -60,7 +60,9 @@ class Output:
     def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
         self.as_json = as_json
         self.quiet = quiet
-        self._stdout = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        # a pipe or file has no width of its own: wide enough that no table is folded
+        width = None if sys.stdout.isatty() else 160
+        self._stdout = Console(file=sys.stdout, highlight=False, soft_wrap=True, width=width)
         self._stderr = Console(file=sys.stderr, highlight=False)
         self._progress: Progress | None = None
         self._users = 0
@@ -86,8 +88,7 @@ class Output:
             table.add_column(column, justify="right" if numeric else "left")
         for row in rows:
             table.add_row(*(str(cell) for cell in row))
-        width = None if sys.stdout.isatty() else 160
-        self._stdout.print(table, width=width)
+        self._stdout.print(table)
 
     def document(self, document: dict[str, Any]) -> None:
         """The one document of ``--json``."""
