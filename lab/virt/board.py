@@ -1,0 +1,366 @@
+# SPDX-License-Identifier: MIT
+"""One virtual board: the model process and QEMU, started together, watched, ended together.
+
+The guest stands still (``-S``) until `VirtualBoard.power_on`: whoever reads the console is connected by then, so that
+no byte is lost. The console is also kept in ``console.log``, whether or not anybody reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import select
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from lab.errors import ExitCode, KitError
+from lab.process import tail
+from lab.virt.dtb import BoardTree, require_npu
+from lab.virt.qmp import Qmp, QmpError
+from lab.virt.runtime import Runtime, create_runtime, parse_size
+from lab.virt.supervisor import Program, Supervisor
+
+NPU_CORES = 3
+START_SECONDS = 30.0
+"""How long each program may take to start; seen: model 0.5 s, QEMU 0.2 s; a busy machine is ten times slower."""
+
+
+@dataclass(frozen=True)
+class BoardConfig:
+    """What to boot and how. Paths are absolute.
+
+    ``memory`` as QEMU has it (``1G``); ``ssh_port`` on 127.0.0.1, 0 for any free one; ``model`` is the model's command
+    without its ``--socket`` and ``--ram`` options, empty for a board whose NPU never completes a job; ``extra`` are
+    further QEMU arguments.
+    """
+
+    qemu: Path
+    kernel: Path
+    dtb: Path
+    cmdline: str
+    rootfs: Path | None = None
+    initrd: Path | None = None
+    ssh_key: Path | None = None
+    memory: str = "1G"
+    cpus: int = 2
+    ssh_port: int = 0
+    strict_supplies: bool = False
+    model: Sequence[str] = (sys.executable, "-m", "rknpu_userspace.model.server")
+    quirks: Path | None = None
+    extra: Sequence[str] = field(default_factory=tuple)
+
+
+def _quoted(path: Path) -> str:
+    """A path inside one of QEMU's comma-separated options."""
+    return str(path).replace(",", ",,")
+
+
+def check_port(port: int) -> None:
+    """KitError (usage) when something listens on that port of 127.0.0.1 already; 0 is always free."""
+    if not 0 <= port <= 65535:
+        raise KitError(ExitCode.USAGE, f"port {port} does not exist", "give 1024 to 65535, or 0 for any free port")
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise KitError(
+                ExitCode.USAGE,
+                f"port {port} of 127.0.0.1 cannot be used: {error.strerror}",
+                "choose another one, or 0 for any free port",
+            ) from error
+
+
+class VirtualBoard:
+    """A context manager: ``with VirtualBoard(config, results) as board: board.power_on() ...``.
+
+    Raises KitError (infrastructure) from any method as soon as a program has died, with its last lines. After the
+    block nothing is left: no process, socket or RAM file; the logs stay in ``results``.
+    """
+
+    def __init__(self, config: BoardConfig, results: Path) -> None:
+        self.config = config
+        self.results = results
+        self.tree: BoardTree | None = None
+        self.ssh_port = 0
+        self.powered_off = False
+        self._runtime: Runtime | None = None
+        self._supervisor: Supervisor | None = None
+        self._console: socket.socket | None = None
+        self._qmp: Qmp | None = None
+
+    # logs
+    @property
+    def console_log(self) -> Path:
+        """Everything the guest printed on its console."""
+        return self.results / "console.log"
+
+    @property
+    def machine_log(self) -> Path:
+        """QEMU's ``-d guest_errors,unimp``: accesses that the real board would punish."""
+        return self.results / "machine.log"
+
+    @property
+    def stats(self) -> Path:
+        """The model's JSON line per finished task."""
+        return self.results / "model-stats.jsonl"
+
+    @property
+    def model_log(self) -> Path:
+        """The model's own words: rejected registers, hangs, faults."""
+        return self.results / "model.log"
+
+    def programs(self, runtime: Runtime) -> list[Program]:
+        """The model and QEMU, in the order of their start."""
+        qemu_log, model_out = self.results / "qemu.log", self.results / "model-stderr.log"
+        programs = [Program("qemu", "QEMU", self.qemu_argv(runtime), qemu_log, logs=(self.machine_log,))]
+        if self.config.model:
+            argv = [*self.config.model, "--socket", str(runtime.socket("model")), "--ram", str(runtime.ram)]
+            argv += ["--stats", str(self.stats), "--log", str(self.model_log)]
+            if self.config.quirks:
+                argv += ["--quirks", str(self.config.quirks)]
+            model = Program(
+                "model",
+                "the NPU model",
+                argv,
+                model_out,
+                ready="ready",
+                ready_timeout=START_SECONDS,
+                logs=(self.model_log,),
+            )
+            programs.insert(0, model)
+        return programs
+
+    def qemu_argv(self, runtime: Runtime) -> list[str]:
+        """QEMU's command line (docs/npu-link.md has the chardevs' meaning)."""
+        config, size = self.config, parse_size(self.config.memory)
+        machine = f"rk3588,memory-backend=ram0,dt-report={_quoted(self.results / 'dt-report.txt')}"
+        if config.strict_supplies:
+            machine += ",strict-supplies=on"
+        ram = f"memory-backend-file,id=ram0,mem-path={_quoted(runtime.ram)},size={size},share=on"
+        serial = f"socket,id=serial0,path={_quoted(runtime.socket('console'))},server=on,wait=off"
+        argv = [str(config.qemu), "-nodefaults", "-no-user-config", "-display", "none", "-S"]
+        argv += ["-M", machine, "-m", str(size >> 20), "-object", ram, "-smp", str(config.cpus)]
+        argv += ["-kernel", str(config.kernel), "-dtb", str(config.dtb), "-append", config.cmdline]
+        if config.initrd:
+            argv += ["-initrd", str(config.initrd)]
+        argv += ["-chardev", f"{serial},logfile={_quoted(self.console_log)}", "-serial", "chardev:serial0"]
+        argv += ["-qmp", f"unix:{_quoted(runtime.socket('monitor'))},server=on,wait=off"]
+        if config.model:
+            for core in range(NPU_CORES):
+                argv += ["-chardev", f"socket,id=npu{core},path={_quoted(runtime.socket('model'))}"]
+        if config.rootfs:
+            argv += ["-drive", f"if=none,id=root,file={_quoted(config.rootfs)},format=raw,snapshot=on"]
+            argv += ["-device", "virtio-blk-device,drive=root"]
+        argv += ["-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:{config.ssh_port}-:22"]
+        argv += ["-device", "virtio-net-device,netdev=net0", "-device", "virtio-rng-device"]
+        argv += ["-d", "guest_errors,unimp", "-D", str(self.machine_log)]
+        return [*argv, *config.extra]
+
+    def _check_inputs(self) -> None:
+        self.tree = require_npu(self.config.dtb)
+        parse_size(self.config.memory)
+        check_port(self.config.ssh_port)
+        if not 1 <= self.config.cpus <= 8:
+            raise KitError(ExitCode.USAGE, f"{self.config.cpus} CPUs cannot be had", "an RK3588 has 1 to 8")
+        files = {"QEMU": self.config.qemu, "kernel": self.config.kernel}
+        files |= {"initrd": self.config.initrd} if self.config.initrd else {}
+        files |= {"root file system": self.config.rootfs} if self.config.rootfs else {}
+        for what, path in files.items():
+            if not path.is_file():
+                raise KitError(ExitCode.USAGE, f"the virtual board's {what} is not there: {path}", "npulab build virt")
+
+    def start(self) -> None:
+        """Start the model and QEMU; returns with the guest standing still and its console connected."""
+        self._check_inputs()
+        self._runtime = create_runtime(parse_size(self.config.memory))
+        try:
+            self._supervisor = Supervisor(
+                self.programs(self._runtime),
+                remove=[self._runtime.path],
+                log=self.results / "guard.log",
+                keep_fds=[self._runtime.lock.fileno()],
+            )
+            self._supervisor.start()
+            if self.config.model:
+                self._supervisor.wait_for("ready", "model", START_SECONDS + 5)
+            self._supervisor.wait_for("started", "qemu", START_SECONDS)
+            self._qmp = Qmp(self._connect("monitor"))
+            self._console = self._connect("console")
+            self.ssh_port = self._find_ssh_port()
+        except QmpError as error:
+            failure = self._late_failure()
+            self.stop()
+            raise failure or error from error
+        except BaseException:
+            self.stop()
+            raise
+
+    def _late_failure(self, patience: float = 2.0) -> KitError | None:
+        """A closed connection is seen a little before the end of the program that closed it: why it ended."""
+        deadline = time.monotonic() + patience
+        while self._supervisor is not None and time.monotonic() < deadline:
+            failure = self._supervisor.failure()
+            if failure is not None:
+                return failure
+            time.sleep(0.01)
+        return None
+
+    def _connect(self, name: str) -> socket.socket:
+        """Connect to one of QEMU's sockets as soon as it is there."""
+        assert self._runtime is not None
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                connection.connect(str(self._runtime.socket(name)))
+            except OSError:
+                connection.close()
+                self.check()
+                if time.monotonic() >= deadline:
+                    raise KitError(
+                        ExitCode.INFRASTRUCTURE,
+                        f"QEMU did not open its {name} within {START_SECONDS:.0f} s",
+                        "the machine may be overloaded; run it again",
+                        tail=tail(self.results / "qemu.log"),
+                    ) from None
+                time.sleep(0.01)
+            else:
+                return connection
+
+    def _find_ssh_port(self) -> int:
+        """The host port of the guest's port 22; QEMU chose it when the configuration says 0."""
+        text = self.qmp.human("info usernet")
+        found = re.search(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(\d+)\s+\S+\s+22\b", text)
+        if found is None:
+            raise KitError(ExitCode.INFRASTRUCTURE, "QEMU does not forward a port to the guest's ssh", tail=text)
+        return int(found[1])
+
+    @property
+    def qmp(self) -> Qmp:
+        """QEMU's monitor."""
+        if self._qmp is None:
+            raise KitError(ExitCode.INFRASTRUCTURE, "the virtual board is not running")
+        return self._qmp
+
+    @property
+    def running(self) -> bool:
+        """Whether both programs are alive (the guest may stand still)."""
+        return self._supervisor is not None and self._supervisor.running
+
+    def check(self) -> None:
+        """KitError if a program has died; ``powered_off`` is set when the guest switched itself off."""
+        if self._supervisor is None or self.powered_off:
+            return
+        if self._supervisor.exit_code("qemu") == 0 and self._guest_shut_down():
+            self.powered_off = True
+            return
+        failure = self._supervisor.failure()
+        if failure is None:
+            return
+        last = tail(self.console_log, 5)
+        if last:
+            failure.tail += f"\nlast lines of the guest's console:\n{last}"
+        raise failure
+
+    def power_on(self) -> None:
+        """Let the guest run."""
+        self.qmp.execute("cont")
+
+    def reset(self) -> None:
+        """The board's reset button."""
+        self.qmp.execute("system_reset")
+
+    def _guest_shut_down(self) -> bool:
+        return any(event["event"] == "SHUTDOWN" and event["data"].get("guest") for event in self.events())
+
+    def events(self) -> list[dict[str, Any]]:
+        """QEMU's events so far (RESET, SHUTDOWN, GUEST_PANICKED, ...), oldest first."""
+        if self._qmp is not None:
+            with contextlib.suppress(QmpError):  # QEMU may be gone; what it said before stays
+                self._qmp.poll()
+            return list(self._qmp.events)
+        return []
+
+    def read(self, timeout: float, size: int = 4096) -> bytes:
+        """Bytes of the console; empty when none came within ``timeout`` seconds, or the guest is switched off."""
+        assert self._console is not None
+        deadline = time.monotonic() + timeout
+        while True:
+            left = max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select([self._console], [], [], min(left, 1.0))
+            if ready:
+                try:
+                    data = self._console.recv(size)
+                except ConnectionError:
+                    data = b""
+                if not data:
+                    self._console_closed()
+                return data
+            self.check()
+            if left <= 0 or self.powered_off:
+                return b""
+
+    def _console_closed(self) -> None:
+        """The console's end is QEMU's end: give the guard a moment to say which."""
+        deadline = time.monotonic() + 5.0
+        while time.monotonic() < deadline:
+            self.check()
+            if self.powered_off:
+                return
+            time.sleep(0.01)
+        raise KitError(ExitCode.INFRASTRUCTURE, "QEMU closed the console", log=self.results / "qemu.log")
+
+    def write(self, data: bytes, timeout: float = 30.0) -> int:
+        """Write all of ``data`` to the console; KitError if the guest does not take it in time."""
+        assert self._console is not None
+        self._console.settimeout(timeout)
+        try:
+            self._console.sendall(data)
+        except OSError as error:
+            self.check()
+            raise KitError(ExitCode.INFRASTRUCTURE, f"the guest's console takes nothing: {error}") from error
+        return len(data)
+
+    def detach(self, state: dict[str, Any]) -> None:
+        """Let the board live on without us; ``state`` is what ``npulab virt list`` shows."""
+        assert self._runtime is not None and self._supervisor is not None
+        self._runtime.write_state({**state, "guard": self._supervisor.pid, "ssh_port": self.ssh_port})
+        self._supervisor.detach()
+        self._release()
+
+    def _release(self) -> None:
+        """Close our ends."""
+        if self._console is not None:
+            self._console.close()
+            self._console = None
+        if self._qmp is not None:
+            self._qmp.close()
+            self._qmp = None
+        if self._runtime is not None:
+            self._runtime.close()
+
+    def stop(self) -> None:
+        """End both programs and remove the RAM file and the sockets; safe at any time, any number of times."""
+        if self._supervisor is not None:
+            self._supervisor.stop()
+        self._release()
+        if self._runtime is not None:
+            self._runtime.discard()
+            self._runtime = None
+        self._supervisor = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

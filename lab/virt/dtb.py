@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: MIT
+"""Is this device tree blob one that the virtual board can boot, and does it have an NPU?"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import fdt
+
+from lab.errors import ExitCode, KitError
+
+FDT_MAGIC = 0xD00DFEED
+SOC_COMPATIBLES = ("rockchip,rk3588", "rockchip,rk3588s")
+NPU_COMPATIBLE = "rockchip,rk3588-rknn-core"
+"""linux Documentation/devicetree/bindings/npu/rockchip,rk3588-rknn-core.yaml"""
+
+
+@dataclass(frozen=True)
+class BoardTree:
+    """What a board's device tree says about itself and its NPU."""
+
+    model: str
+    compatible: tuple[str, ...]
+    enabled_cores: tuple[str, ...]
+    """Paths of NPU core nodes with status okay."""
+    disabled_cores: tuple[str, ...]
+
+
+def _strings(node: fdt.Node, name: str) -> list[str]:
+    prop = node.get_property(name)
+    # the library guesses types: anything that is no string list has no .data of str
+    return [value for value in getattr(prop, "data", []) if isinstance(value, str)]
+
+
+def read_board_tree(path: Path) -> BoardTree:
+    """Parse a dtb; KitError (usage) when it cannot be read or is not an RK3588's."""
+    hint = "give a compiled device tree (.dtb) of an RK3588 board"
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise KitError(ExitCode.USAGE, f"device tree {path}: {error.strerror}", hint) from error
+    if len(data) < 40 or struct.unpack_from(">I", data)[0] != FDT_MAGIC:
+        raise KitError(ExitCode.USAGE, f"device tree {path}: not a compiled device tree", hint)
+    total = struct.unpack_from(">I", data, 4)[0]
+    if total > len(data):
+        message = f"device tree {path}: cut off at {len(data)} of {total} bytes"
+        raise KitError(ExitCode.USAGE, message, "fetch or build it again")
+    try:
+        tree = fdt.parse_dtb(data)
+    except Exception as error:
+        raise KitError(ExitCode.USAGE, f"device tree {path}: damaged ({error})", hint) from error
+    compatible = tuple(_strings(tree.root, "compatible"))
+    if not any(name in SOC_COMPATIBLES for name in compatible):
+        named = ", ".join(compatible) or "nothing"
+        raise KitError(ExitCode.USAGE, f"device tree {path}: not an RK3588 board (compatible: {named})", hint)
+    enabled: list[str] = []
+    disabled: list[str] = []
+    for node_path, nodes, _ in tree.walk():
+        for node in nodes:
+            if NPU_COMPATIBLE in _strings(node, "compatible"):
+                status = _strings(node, "status")
+                where = f"{node_path.rstrip('/')}/{node.name}"
+                (enabled if not status or status[0] in ("okay", "ok") else disabled).append(where)
+    model = _strings(tree.root, "model")
+    return BoardTree(model[0] if model else compatible[0], compatible, tuple(sorted(enabled)), tuple(sorted(disabled)))
+
+
+def require_npu(path: Path) -> BoardTree:
+    """The board's tree, or KitError (usage) if none of its NPU cores is enabled."""
+    tree = read_board_tree(path)
+    if not tree.enabled_cores:
+        count = len(tree.disabled_cores)
+        found = f"its {count} NPU nodes are disabled" if count else "it has no NPU node"
+        raise KitError(
+            ExitCode.USAGE,
+            f"device tree {path}: {found} ({tree.model})",
+            "take a kernel whose tree of this board enables the NPU, or apply an overlay that does",
+        )
+    return tree
