@@ -7,7 +7,7 @@
 #define HW_RK3588_RK3588_NPU_LINK_H
 
 #include "chardev/char-fe.h"
-#include "system/runstate.h"
+#include "hw/qdev-core.h"
 
 #define RK3588_NPU_LINK_BANKS 2
 
@@ -56,44 +56,48 @@ typedef struct Rk3588NpuLinkOps {
     void (*lost)(void *opaque);
 } Rk3588NpuLinkOps;
 
+/* what the link has to know of its core */
+typedef struct Rk3588NpuLinkConfig {
+    uint32_t core;
+    uint32_t num_banks;
+    uint32_t timeout_ms;        /* host time that an answer may take */
+    Rk3588NpuRamRange ram[2];
+    uint32_t num_ram;
+} Rk3588NpuLinkConfig;
+
 typedef struct Rk3588NpuLink {
     CharBackend chr;
 
     /* private */
     const Rk3588NpuLinkOps *ops;
     void *opaque;
-    uint32_t core;
-    uint32_t timeout_ms;
-    uint32_t num_banks;
-    Rk3588NpuRamRange ram[2];
-    uint32_t num_ram;
-    bool up;                    /* HELLO was answered, no error since */
+    Error **init_errp;          /* where to put errors during init */
+    QEMUBH *drop_bh;
+    Rk3588NpuLinkConfig config;
+    bool up;                    /* connected, and no error since */
     bool frozen;                /* this core holds guest time */
-    bool in_wait;
-    uint32_t seq;
+    bool waiting;               /* the caller is blocked on the model */
+    uint32_t last_seq;
     bool job_active;
+    bool job_abandoned;         /* its RESET is not answered yet */
     uint32_t job_seq;
-    uint32_t want_type;         /* answer that is being waited for, or 0 */
-    uint32_t want_seq;
-    uint32_t want_value;
+    bool answer_pending;
+    uint16_t answer_type;
+    uint32_t answer_seq;
+    uint32_t answer_value;
     uint8_t rx[256];
     uint32_t rx_len;
-    QEMUBH *drop_bh;
-    VMChangeStateEntry *vmstate_entry;
 } Rk3588NpuLink;
 
 /*
- * Take the chardev, greet the model and wait for its answer.
- * @ram, @num_ram: at most 2 runs of guest RAM. Without a chardev, or while
- * the chardev is not connected, the link is down and stays quiet.
+ * Take the chardev, greet the model and wait for its answer. Without a
+ * chardev, or until the chardev is connected, the link is down and quiet.
  * Returns: false with @errp set when the model does not answer as it should.
  */
-bool rk3588_npu_link_init(Rk3588NpuLink *link, uint32_t core,
-                          uint32_t num_banks, uint32_t timeout_ms,
-                          const Rk3588NpuRamRange *ram, uint32_t num_ram,
+bool rk3588_npu_link_init(Rk3588NpuLink *link, DeviceState *owner,
+                          const Rk3588NpuLinkConfig *config,
                           const Rk3588NpuLinkOps *ops, void *opaque,
                           Error **errp);
-void rk3588_npu_link_cleanup(Rk3588NpuLink *link);
 
 /* true while a model is connected and has behaved */
 static inline bool rk3588_npu_link_is_up(const Rk3588NpuLink *link)
