@@ -83,9 +83,10 @@ static int machine_console(MachineState *ms)
 static void machine_init_soc(Rk3588MachineState *m)
 {
     MachineState *ms = MACHINE(m);
-    DeviceState *soc = DEVICE(&m->soc);
+    DeviceState *soc;
 
     object_initialize_child(OBJECT(m), "soc", &m->soc, TYPE_RK3588_SOC);
+    soc = DEVICE(&m->soc);
     qdev_prop_set_uint32(soc, "num-cpus", ms->smp.cpus);
     qdev_prop_set_uint32(soc, "console", machine_console(ms));
     qdev_prop_set_bit(soc, "virtualization", m->virtualization);

@@ -183,8 +183,6 @@ static bool soc_realize_blocks(Rk3588SocState *s, Error **errp)
         /* every GRF and IOC of the SoC */
         [RK3588_BLOCK_GRF] = { "grf", 0xfd580000, 0x80000, true },
         [RK3588_BLOCK_QOS] = { "qos", 0xfdf35000, 0x4e000, false },
-        /* DesignWare's registers beyond the 16550's */
-        [RK3588_BLOCK_UART] = { "uart", uart_base[s->console], 0x100, false },
     };
 
     for (int i = 0; i < RK3588_NUM_BLOCKS; i++) {
@@ -201,6 +199,10 @@ static bool soc_realize_blocks(Rk3588SocState *s, Error **errp)
     return true;
 }
 
+/*
+ * DesignWare's registers beyond the 16550's fall on the catch-all: read as
+ * zero, they say that there is no fractional divider and no FIFO to size.
+ */
 static bool soc_realize_uart(Rk3588SocState *s, Error **errp)
 {
     DeviceState *uart = qdev_new(TYPE_SERIAL_MM);
@@ -214,7 +216,7 @@ static bool soc_realize_uart(Rk3588SocState *s, Error **errp)
     if (!sysbus_realize_and_unref(sbd, errp)) {
         return false;
     }
-    sysbus_mmio_map_overlap(sbd, 0, uart_base[s->console], 1);
+    sysbus_mmio_map(sbd, 0, uart_base[s->console]);
     sysbus_connect_irq(sbd, 0, rk3588_soc_spi(s, UART_SPI(s->console)));
     return true;
 }

@@ -50,7 +50,6 @@ enum {
 enum {
     RK3588_BLOCK_GRF,
     RK3588_BLOCK_QOS,
-    RK3588_BLOCK_UART,
     RK3588_NUM_BLOCKS
 };
 
