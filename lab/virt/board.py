@@ -36,15 +36,15 @@ class BoardConfig:
     """What to boot and how. Paths are absolute.
 
     ``memory`` as QEMU has it (``1G``); ``ssh_port`` on 127.0.0.1, 0 for any free one; ``model`` is the model's command
-    without its ``--socket`` and ``--ram`` options, empty for a board whose NPU never completes a job; ``extra`` are
-    further QEMU arguments.
+    without its ``--socket`` and ``--ram`` options, empty for a board whose NPU never completes a job; ``disks`` are raw
+    images, the root file system first, never written to; ``extra`` are further QEMU arguments.
     """
 
     qemu: Path
     kernel: Path
     dtb: Path
     cmdline: str
-    rootfs: Path | None = None
+    disks: Sequence[Path] = ()
     initrd: Path | None = None
     ssh_key: Path | None = None
     memory: str = "1G"
@@ -155,9 +155,9 @@ class VirtualBoard:
         if config.model:
             for core in range(NPU_CORES):
                 argv += ["-chardev", f"socket,id=npu{core},path={_quoted(runtime.socket('model'))}"]
-        if config.rootfs:
-            argv += ["-drive", f"if=none,id=root,file={_quoted(config.rootfs)},format=raw,snapshot=on"]
-            argv += ["-device", "virtio-blk-device,drive=root"]
+        for number, disk in enumerate(config.disks):
+            argv += ["-drive", f"if=none,id=disk{number},file={_quoted(disk)},format=raw,snapshot=on"]
+            argv += ["-device", f"virtio-blk-device,drive=disk{number}"]
         argv += ["-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:{config.ssh_port}-:22"]
         argv += ["-device", "virtio-net-device,netdev=net0", "-device", "virtio-rng-device"]
         argv += ["-d", "guest_errors,unimp", "-D", str(self.machine_log)]
@@ -169,10 +169,10 @@ class VirtualBoard:
         check_port(self.config.ssh_port)
         if not 1 <= self.config.cpus <= 8:
             raise KitError(ExitCode.USAGE, f"{self.config.cpus} CPUs cannot be had", "an RK3588 has 1 to 8")
-        files = {"QEMU": self.config.qemu, "kernel": self.config.kernel}
-        files |= {"initrd": self.config.initrd} if self.config.initrd else {}
-        files |= {"root file system": self.config.rootfs} if self.config.rootfs else {}
-        for what, path in files.items():
+        files = [("QEMU", self.config.qemu), ("kernel", self.config.kernel)]
+        files += [("initrd", self.config.initrd)] if self.config.initrd else []
+        files += [("disk", disk) for disk in self.config.disks]
+        for what, path in files:
             if not path.is_file():
                 raise KitError(ExitCode.USAGE, f"the virtual board's {what} is not there: {path}", "npulab build virt")
 

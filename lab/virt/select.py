@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: MIT
+"""From an artifact set and what the user asked for to a `BoardConfig`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lab.assemble.artifacts import ArtifactSet, load
+from lab.assemble.virt import BuildOptions, assemble
+from lab.output import Output
+from lab.virt.board import BoardConfig
+
+DEFAULT_BOARD = "rk3588s-orangepi-5"
+
+
+def find_artifacts(path: str | Path | None, kernel: str, out: Output) -> ArtifactSet:
+    """The set in a directory, or without one the cached set of that kernel, assembled if need be."""
+    if path:
+        return load(Path(path))
+    return assemble(BuildOptions(kernel="distro" if kernel == "distro" else "fast"), out)
+
+
+def find_dtb(artifacts: ArtifactSet, board: str) -> Path:
+    """A device tree by the name it has in the kernel tree, or a file when the name is a path."""
+    path = Path(board).expanduser()
+    if path.suffix == ".dtb" and (path.is_file() or path.is_absolute() or board.startswith(".")):
+        return path.absolute()
+    return artifacts.dtb(board)
+
+
+def board_config(
+    artifacts: ArtifactSet, board: str = DEFAULT_BOARD, *, boot_args: str = "", **options: Any
+) -> BoardConfig:
+    """What to boot: the set's files, a board's tree, and options of `BoardConfig`."""
+    return BoardConfig(
+        qemu=artifacts.qemu,
+        kernel=artifacts.kernel,
+        initrd=artifacts.initrd,
+        dtb=find_dtb(artifacts, board),
+        cmdline=f"{artifacts.cmdline} {boot_args}".strip(),
+        disks=(artifacts.rootfs, artifacts.kit),
+        ssh_key=artifacts.ssh_key,
+        **options,
+    )
