@@ -141,16 +141,10 @@ class Task:
     def words(self, link: tuple[int, int] | None = None) -> np.ndarray:
         """Command words with the trailer. ``only``: nothing but the registers that were set (a delta stream)."""
         out = []
-        blocks = {
-            block
-            for block in Block
-            if block.enable_bit is not None and self.mask >> block.enable_bit & 1
-        }
+        blocks = {block for block in Block if block.enable_bit is not None and self.mask >> block.enable_bit & 1}
         if self.pointers:
             for block in blocks:
-                name = next(
-                    n for n, r in BY_NAME.items() if r.block is block and r.offset == block.base + 4
-                )
+                name = next(n for n, r in BY_NAME.items() if r.block is block and r.offset == block.base + 4)
                 out.append(write(BY_NAME[name], 0xE))
         for name, register in BY_NAME.items():
             if register.block not in blocks or register.offset - register.block.base <= 8:
@@ -261,9 +255,7 @@ class Conv:
         t.set("CORE_MISC_CFG", DW_EN=int(self.depthwise), PROC_PRECISION=fmt.code)
         t.set("CORE_DATAOUT_SIZE_0", DATAOUT_WIDTH=ow - 1, DATAOUT_HEIGHT=oh - 1)
         t.set("CORE_DATAOUT_SIZE_1", DATAOUT_CHANNEL=channels - 1)
-        t.set(
-            "DPU_FEATURE_MODE_CFG", OUTPUT_MODE=2, CONV_MODE=3 if self.depthwise else 0, BURST_LEN=15
-        )
+        t.set("DPU_FEATURE_MODE_CFG", OUTPUT_MODE=2, CONV_MODE=3 if self.depthwise else 0, BURST_LEN=15)
         t.set(
             "DPU_DATA_FORMAT",
             PROC_PRECISION=fmt.dpu,
