@@ -334,6 +334,7 @@ class VirtualBoard:
         self._runtime.write_state({**state, "guard": self._supervisor.pid, "ssh_port": self.ssh_port})
         self._supervisor.detach()
         self._release()
+        self._supervisor = self._runtime = None
 
     def _release(self) -> None:
         """Close our ends."""

@@ -40,9 +40,9 @@ def _emit(**event: Any) -> None:
         os.write(1, (json.dumps(event) + "\n").encode())
 
 
-def _die_with(parent: int) -> None:
-    """In the child, before exec: die when the guard does."""
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def die_with(parent: int, number: int = signal.SIGKILL) -> None:
+    """In a child, between fork and exec: get signal ``number`` when the parent's thread that forked it ends."""
+    _LIBC.prctl(PR_SET_PDEATHSIG, number)
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -64,7 +64,7 @@ class _Program:
                 stderr=log,
                 cwd=spec.get("cwd"),
                 env={**os.environ, **spec.get("env", {})},
-                preexec_fn=lambda: _die_with(me),
+                preexec_fn=lambda: die_with(me),
             )
         _emit(event="started", name=self.name, pid=self.process.pid)
 
