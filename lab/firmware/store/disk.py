@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: MIT
+"""Every change that the store makes to the disk goes through here, so that a test can cut the power at each of them.
+
+``observer`` sees an event before it happens: ``write PATH``, ``sync PATH``, ``rename PATH``, ``syncdir PATH``,
+``unlink PATH``. Files are made with mode 0600, directories with 0700: images hold keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+observer: Callable[[str, Path], None] | None = None
+
+
+def _event(kind: str, path: Path) -> None:
+    if observer is not None:
+        observer(kind, path)
+
+
+def make_dir(path: Path) -> None:
+    """A directory with its parents, only for the user."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def write_new(path: Path, data: bytes) -> None:
+    """A file's content, not yet on the disk; replaces what an interrupted run left under that name."""
+    _event("write", path)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+    finally:
+        os.close(descriptor)
+
+
+def sync(path: Path) -> None:
+    """The file's content is on the disk when this returns."""
+    _event("sync", path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_dir(path: Path) -> None:
+    """The directory's names are on the disk when this returns."""
+    _event("syncdir", path)
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Put a complete file or directory under its final name."""
+    _event("rename", target)
+    source.rename(target)
+
+
+def replace(path: Path, data: bytes) -> None:
+    """Atomically give a file new content."""
+    partial = path.with_name(path.name + ".partial")
+    write_new(partial, data)
+    sync(partial)
+    rename(partial, path)
+    sync_dir(path.parent)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add to a journal and bring it to the disk."""
+    _event("write", path)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        _event("sync", path)
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def truncate(path: Path, length: int) -> None:
+    """Cut a journal's torn end off."""
+    _event("write", path)
+    os.truncate(path, length)
+
+
+def unlink(path: Path) -> None:
+    """Remove a file; fine when it is gone."""
+    _event("unlink", path)
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory that no longer counts."""
+    _event("unlink", path)
+    shutil.rmtree(path, ignore_errors=True)
