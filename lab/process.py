@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from lab.cancel import Cancelled, current
 from lab.errors import ExitCode, KitError
 
 TAIL_LINES = 15
@@ -70,7 +71,8 @@ def run(
     """Run a program to its end, its output appended to ``log`` and given line by line to ``on_line``.
 
     ``env`` adds to the environment. Raises KitError with the last lines when it fails, is not found or takes longer
-    than ``timeout`` seconds. Whatever ends this call ends the program's whole process group.
+    than ``timeout`` seconds, Cancelled when the task that called it is to end. Whatever ends this call ends the
+    program's whole process group.
     """
     arguments = [str(part) for part in command]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +93,11 @@ def run(
             raise KitError(
                 ExitCode.INFRASTRUCTURE, f"{stage}: {arguments[0]} is not there", "run ./npulab --install-deps"
             ) from error
+        group = current()
+        if group is not None and not group.add(process):
+            group.discard(process)
+            end(process)
+            raise Cancelled
         expired = threading.Event()
 
         def expire() -> None:
@@ -112,6 +119,10 @@ def run(
             if timer:
                 timer.cancel()
             end(process)
+            if group is not None:
+                group.discard(process)
+    if group is not None and group.cancelled:
+        raise Cancelled
     if expired.is_set():
         raise KitError(ExitCode.INFRASTRUCTURE, f"{stage}: no end after {timeout:.0f} s", hint, tail=tail(log), log=log)
     if process.returncode:

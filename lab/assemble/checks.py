@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: MIT
+"""Checks before an artifact set is called good: configuration, driver, modules, device trees."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from lab import boards
+from lab.assemble import trees
+from lab.errors import ExitCode, KitError
+
+DRIVER = "rocket"
+
+
+def lost_lines(fragment: str, config: str) -> list[str]:
+    """Lines of a configuration fragment that a ``.config`` does not have.
+
+    ``CONFIG_X=n`` and ``# CONFIG_X is not set`` survive when the symbol is unset or unknown.
+    """
+    have = {line.strip() for line in config.splitlines()}
+    set_symbols = {line.split("=")[0] for line in have if line.startswith("CONFIG_")}
+    lost = []
+    for line in (raw.strip() for raw in fragment.splitlines()):
+        off = re.fullmatch(r"# (CONFIG_\w+) is not set|(CONFIG_\w+)=n", line)
+        if off:
+            if (off[1] or off[2]) in set_symbols:
+                lost.append(line)
+        elif line.startswith("CONFIG_") and line not in have:
+            lost.append(line)
+    return lost
+
+
+def _modinfo(data: bytes) -> dict[str, list[str]]:
+    fields: dict[str, list[str]] = {}
+    for item in data.split(b"\0"):
+        name, separator, value = item.decode(errors="replace").partition("=")
+        if separator:
+            fields.setdefault(name, []).append(value)
+    return fields
+
+
+def module(path: Path) -> dict[str, Any]:
+    """Name, vermagic, aliases and dependencies of a kernel module, from its ``.modinfo``."""
+    try:
+        with path.open("rb") as stream:
+            elf = ELFFile(stream)
+            section = elf.get_section_by_name(".modinfo")
+            machine = elf["e_machine"]
+            fields = _modinfo(section.data()) if section is not None else {}
+    except ELFError as error:
+        raise KitError(ExitCode.FAILED, f"{path}: not a kernel module ({error})", "build it again") from error
+    if machine != "EM_AARCH64" or "vermagic" not in fields:
+        raise KitError(ExitCode.FAILED, f"{path}: not an arm64 kernel module ({machine})", "build it again")
+    return {
+        "name": fields.get("name", [path.stem])[0],
+        "file": path.name,
+        "vermagic": fields["vermagic"][0],
+        "aliases": fields.get("alias", []),
+        "depends": [name for name in fields.get("depends", [""])[0].split(",") if name],
+    }
+
+
+def vermagic(modules: Iterable[Mapping[str, Any]], release: str) -> None:
+    """Every module must be for the kernel ``release``: the first word of its vermagic."""
+    for entry in modules:
+        words = entry["vermagic"].split()
+        if not words or words[0] != release:
+            raise KitError(
+                ExitCode.FAILED,
+                f"module {entry['name']} is for kernel {words[0] if words else '(none)'}, the image is {release}",
+                "build both from one source",
+            )
+
+
+def builtin_aliases(path: Path, name: str) -> list[str]:
+    """Aliases of a built-in driver, from ``modules.builtin.modinfo``."""
+    try:
+        fields = _modinfo(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    return fields.get(f"{name}.alias", [])
+
+
+def alias_matches(aliases: Iterable[str], compatible: str) -> bool:
+    """Whether an ``of:`` alias of a driver matches a compatible, as modprobe matches them."""
+    modalias = f"of:NnpuT(null)C{compatible}"
+    return any(fnmatch.fnmatchcase(modalias, alias) for alias in aliases)
+
+
+def device_trees(folder: Path) -> dict[str, Any]:
+    """Manifest entries of every dtb in a folder, by board."""
+    found: dict[str, Any] = {}
+    for path in sorted(folder.glob("*.dtb")):
+        try:
+            found[path.stem] = {"file": f"dtbs/{path.name}", **trees.describe(path)}
+        except ValueError as error:
+            raise KitError(ExitCode.FAILED, f"device tree {error}", "build it again") from error
+    return found
+
+
+def kernel(component: Mapping[str, Any], config: str) -> None:
+    """The kernel can drive the virtual board's NPU: driver there, alias matches, default device tree in order."""
+    wanted = "m" if component["rocket"] == "module" else "y"
+    if component["flavour"] == "fast" and f"CONFIG_DRM_ACCEL_ROCKET={wanted}" not in config.splitlines():
+        raise KitError(ExitCode.FAILED, f"the kernel has no {DRIVER} driver ({component['rocket']})", "see its config")
+    if not alias_matches(component["rocket_aliases"], trees.CORE):
+        raise KitError(
+            ExitCode.FAILED,
+            f"the {DRIVER} driver's aliases {component['rocket_aliases']} do not match {trees.CORE}",
+            "the driver and the device trees come from different kernels",
+        )
+    default = Path(boards.load("virt").dtb).stem
+    entry = component["dtbs"].get(default)
+    if entry is None:
+        raise KitError(ExitCode.FAILED, f"this kernel has no device tree {default}", "take a kernel from 6.18 on")
+    if entry["npu"] != "enabled":
+        raise KitError(ExitCode.FAILED, f"device tree {default}: the NPU is {entry['npu']}", "take a newer kernel")
+    if entry["problems"]:
+        raise KitError(ExitCode.FAILED, f"device tree {default}: {entry['problems'][0]}", "correct the tree")

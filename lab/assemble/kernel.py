@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: MIT
+"""The fast kernel: a trimmed mainline kernel for the virtual board, and the device trees of every RK3588 board.
+
+Made from allnoconfig and the fragments below ``recipes/recipes-kernel/linux/files``; every line of a fragment must have
+survived into the configuration, else the build is refused. The build tree stays between runs, so an edit costs what it
+touches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab.assemble import checks
+from lab.assemble.artifacts import describe
+from lab.assemble.sources import (
+    REPOSITORY,
+    Source,
+    base_of,
+    linux_tree,
+    patches_digest,
+    patches_manifest,
+    version_of,
+)
+from lab.cache import Cache, digest, file_digest, tree_digest
+from lab.errors import ExitCode, KitError
+from lab.output import Meter, Output
+from lab.process import require, run
+
+FRAGMENTS = REPOSITORY / "recipes/recipes-kernel/linux/files"
+DTS = REPOSITORY / "dts"
+CROSS = "aarch64-linux-gnu-"
+
+EXPECTED_OBJECTS = 1050
+"""Steps of a first build with the fragments below (7.3.4); later builds count those of the build before."""
+
+TOOLS = (
+    (f"{CROSS}gcc", "gcc-aarch64-linux-gnu"),
+    ("gcc", "gcc"),
+    ("make", "make"),
+    ("flex", "flex"),
+    ("bison", "bison"),
+    ("bc", "bc"),
+)
+
+_STEP = re.compile(r"^  (CC|AS|LD|AR|HOSTCC|GEN|DTC|OBJCOPY|KSYMS)\b")
+
+
+@dataclass(frozen=True)
+class KernelOptions:
+    """What distinguishes one fast kernel from another."""
+
+    rocket_module: bool
+    jobs: int
+
+    @property
+    def fragments(self) -> tuple[str, ...]:
+        """Fragment names in the order they are merged."""
+        return ("npu.cfg", "virt.cfg", "rocket-module.cfg" if self.rocket_module else "rocket-builtin.cfg")
+
+
+def fragment_files(options: KernelOptions) -> list[Path]:
+    """The fragments as files."""
+    return [FRAGMENTS / name for name in options.fragments]
+
+
+def key(source: Source, options: KernelOptions) -> str:
+    """Cache key of the kernel: source, patches, fragments, device trees, compiler and the way it is built."""
+    return digest(
+        "fast kernel 1",
+        source.key,
+        patches_digest(),
+        [(path.name, file_digest(path)) for path in fragment_files(options)],
+        tree_digest(DTS),
+        compiler(),
+    )
+
+
+def compiler() -> str:
+    """First line of the cross compiler's version."""
+    program = require(*TOOLS[0])
+    answer = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    return answer.stdout.splitlines()[0]
+
+
+def build(source: Source, options: KernelOptions, cache: Cache, out: Output, log: Path) -> Path:
+    """The kernel's cache entry: ``Image``, ``config``, ``dtbs/``, ``modules/`` and ``component.json``."""
+
+    def make(entry: Path) -> None:
+        for program, package in TOOLS:
+            require(program, package)
+        with (
+            linux_tree(source, cache, out, log) as tree,
+            cache.workdir("kernel-fast", digest(str(tree), options.rocket_module)) as objects,
+        ):
+            builder = _Builder(tree, objects, options, cache, out, log)
+            builder.configure()
+            builder.compile()
+            builder.device_trees(entry / "dtbs")
+            builder.collect(entry, source)
+
+    return cache.entry("kernel-fast", key(source, options), make)
+
+
+class _Builder:
+    """One build tree."""
+
+    def __init__(self, tree: Path, objects: Path, options: KernelOptions, cache: Cache, out: Output, log: Path) -> None:
+        self.tree, self.objects, self.options = tree, objects, options
+        self.cache, self.out, self.log = cache, out, log
+
+    def make(self, *targets: str, stage: str, meter: Meter | None = None, total: float | None = None) -> int:
+        """Run make; the number of build steps it took."""
+        ccache = shutil.which("ccache")
+        wrap = f"{ccache} " if ccache else ""
+        command = [
+            *("nice", "-n", "5", "make", "-C", str(self.tree), f"O={self.objects}", f"-j{self.options.jobs}"),
+            *("ARCH=arm64", f"CROSS_COMPILE={CROSS}", f"CC={wrap}{CROSS}gcc", f"HOSTCC={wrap}gcc"),
+            *targets,
+        ]
+        steps = 0
+
+        def on_line(line: str) -> None:
+            nonlocal steps
+            if _STEP.match(line):
+                steps += 1
+                if meter is not None:
+                    meter.update(min(steps, total or steps), total, line.split()[-1])
+
+        hint = "read the log; after a compiler crash or a full disk run it again, it goes on where it stopped"
+        run(command, stage=stage, log=self.log, env=self._environment(), on_line=on_line, hint=hint)
+        return steps
+
+    def _environment(self) -> dict[str, str]:
+        environment = {
+            "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
+            "KBUILD_BUILD_USER": "npulab",
+            "KBUILD_BUILD_HOST": "npulab",
+            "KBUILD_BUILD_VERSION": "1",
+            "LC_ALL": "C",
+            "CCACHE_BASEDIR": str(self.cache.root),
+            "CCACHE_NOHASHDIR": "1",
+        }
+        if "CCACHE_DIR" not in os.environ:
+            environment["CCACHE_DIR"] = str(self.cache.root / "ccache")
+        return environment
+
+    def configure(self) -> None:
+        """allnoconfig with the fragments, checked line by line."""
+        merged = self.objects / "npulab.config"
+        merged.write_text("".join(path.read_text() for path in fragment_files(self.options)))
+        self.make(f"KCONFIG_ALLCONFIG={merged}", "allnoconfig", stage="configuring the kernel")
+        lost = checks.lost_lines(merged.read_text(), (self.objects / ".config").read_text())
+        if lost:
+            raise KitError(
+                ExitCode.FAILED,
+                f"kernel configuration: {len(lost)} lines of the fragments did not survive: {', '.join(lost[:5])}",
+                "look at what the symbol depends on in this kernel and add it to the fragment",
+                log=self.log,
+            )
+
+    def compile(self) -> None:
+        """Image, and modules when there are any."""
+        counter = self.objects / "npulab.steps"
+        fresh = not (self.objects / "arch/arm64/boot/Image").is_file()
+        total = float(counter.read_text()) if counter.is_file() else float(EXPECTED_OBJECTS)
+        targets = ["Image", *(["modules"] if self.options.rocket_module else [])]
+        with self.out.stage("build Linux") as meter:
+            steps = self.make(*targets, stage="building the kernel", meter=meter, total=total if fresh else None)
+        if fresh:
+            counter.write_text(str(steps))
+
+    def device_trees(self, target: Path) -> None:
+        """Every RK3588 board of the tree and of the kit, with symbols so that overlays apply."""
+        boards = sorted((self.tree / "arch/arm64/boot/dts/rockchip").glob("rk3588*.dts"))
+        target.mkdir()
+        with self.out.stage("build device trees") as meter:
+            names = [f"rockchip/{board.stem}.dtb" for board in boards]
+            self.make("DTC_FLAGS=-@", *names, stage="building device trees", meter=meter, total=float(len(names)))
+            for board in boards:
+                built = self.objects / f"arch/arm64/boot/dts/rockchip/{board.stem}.dtb"
+                shutil.copyfile(built, target / built.name)
+            for own in sorted(DTS.glob("*.dts")):
+                self._own_tree(own, target / f"{own.stem}.dtb")
+
+    def _own_tree(self, source: Path, target: Path) -> None:
+        includes = [self.tree / "arch/arm64/boot/dts/rockchip", self.tree / "scripts/dtc/include-prefixes"]
+        flags = [flag for path in includes for flag in ("-I", str(path))]
+        plain = self.objects / f"{source.stem}.plain.dts"
+        preprocess = [f"{CROSS}gcc", "-E", "-nostdinc", "-undef", "-D__DTS__", "-x", "assembler-with-cpp", *flags]
+        run([*preprocess, "-o", plain, source], stage=f"reading {source.name}", log=self.log)
+        dtc = self.objects / "scripts/dtc/dtc"
+        run([dtc, "-@", "-O", "dtb", "-o", target, plain], stage=f"compiling {source.name}", log=self.log)
+
+    def collect(self, entry: Path, source: Source) -> None:
+        """Copy the results and say what they are."""
+        shutil.copyfile(self.objects / "arch/arm64/boot/Image", entry / "Image")
+        shutil.copyfile(self.objects / ".config", entry / "config")
+        release = (self.objects / "include/config/kernel.release").read_text().strip()
+        modules = self._modules(entry / "modules", release) if self.options.rocket_module else []
+        with self.out.stage("check device trees"):
+            trees = checks.device_trees(entry / "dtbs")
+        component: dict[str, Any] = {
+            "flavour": "fast",
+            "release": release,
+            "version": version_of(self.tree),
+            "source": source.origin,
+            "patches": patches_manifest(base_of(version_of(self.tree))),
+            "fragments": [{"name": path.name, "sha256": file_digest(path)} for path in fragment_files(self.options)],
+            "config_sha256": file_digest(entry / "config"),
+            "compiler": compiler(),
+            "rocket": "module" if self.options.rocket_module else "builtin",
+            "rocket_aliases": checks.builtin_aliases(self.objects / "modules.builtin.modinfo", "rocket"),
+            "modules": modules,
+            "dtbs": trees,
+        }
+        if self.options.rocket_module:
+            component["rocket_aliases"] = next(m["aliases"] for m in modules if m["name"] == "rocket")
+        checks.kernel(component, (entry / "config").read_text())
+        names = ["Image", "config", *(f"dtbs/{path.name}" for path in sorted((entry / "dtbs").iterdir()))]
+        component["files"] = {name: describe(entry / name) for name in names}
+        (entry / "component.json").write_text(json.dumps(component, indent=1))
+
+    def _modules(self, target: Path, release: str) -> list[dict[str, Any]]:
+        target.mkdir()
+        found = []
+        for path in sorted(self.objects.glob("**/*.ko")):
+            shutil.copyfile(path, target / path.name)
+            found.append(checks.module(target / path.name))
+        checks.vermagic(found, release)
+        return found
