@@ -23,6 +23,9 @@ COMMANDS = {
     "test": "run the test suites",
     "build": "assemble a kernel, root file system and board into an artifact set",
     "virt": "start, use and stop the virtual board",
+    "board": "list boards, and find out what is connected, in which mode, and what to do next",
+    "backup": "make, verify, show, restore and prune backups of a board's storage",
+    "flash": "plan, run and roll back writes to a board, never without a verified backup",
     "bench": "measure the figures that the kit promises",
     "doctor": "check what this host has and say what is missing",
 }
@@ -66,12 +69,18 @@ def _fail(error: KitError, as_json: bool) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    arguments = sys.argv[1:] if argv is None else argv
+    words = sys.argv[1:] if argv is None else argv
+    # what stands after -- belongs to another program (pytest, a shell on the board)
+    cut = words.index("--") if "--" in words else len(words)
+    arguments, rest = words[:cut], words[cut + 1 :]
     noun = next((word for word in arguments if not word.startswith("-")), None)
     as_json = "--json" in arguments
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        args = _parser(noun if noun in COMMANDS else None).parse_args(arguments)
+        # these two may stand anywhere, also behind a verb
+        flags = {flag: flag in arguments for flag in ("--json", "--quiet")}
+        args = _parser(noun if noun in COMMANDS else None).parse_args([word for word in arguments if word not in flags])
+        args.json, args.quiet, args.rest = flags["--json"], flags["--quiet"], rest
         out = Output(as_json=args.json, quiet=args.quiet)
         document: dict[str, Any] = importlib.import_module(f"lab.commands.{args.noun}").run(args, out)
         document = {"ok": True, **document}

@@ -61,7 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "suites",
         nargs="*",
         metavar="SUITE",
-        help=f"{', '.join(SUITES)} or all (default); then -- and options for pytest",
+        help=f"{', '.join(SUITES)} or all (default); what stands after -- goes to pytest",
     )
     parser.add_argument("-k", dest="keyword", metavar="EXPRESSION", help="only tests that match (pytest -k)")
     parser.add_argument("--board", default="virt", metavar="NAME", help="which of lab/labgrid/env (default virt)")
@@ -72,7 +72,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Run the suites one after the other, also after a failure."""
-    suites, passed_on = _chosen(args.suites)
+    suites, passed_on = _chosen(args.suites), list(args.rest)
     if args.keyword:
         passed_on = ["-k", args.keyword, *passed_on]
     environment = _environment_file(args)
@@ -96,17 +96,12 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     return {"ok": all(row.ok for row in rows), "suites": documents, "results": str(results)}
 
 
-def _chosen(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Suites and pytest's options from the positional words (argparse drops the ``--`` between them)."""
-    count = 0
-    while count < len(words) and words[count] in (*SUITES, "all"):
-        count += 1
-    rest = list(words[count:])
-    if rest and not rest[0].startswith("-") and "/" not in rest[0] and "::" not in rest[0]:
-        raise KitError(ExitCode.USAGE, f"no suite is called {rest[0]}", f"suites: {' '.join(SUITES)} all")
-    named = words[:count]
-    suites = list(SUITES) if not named or "all" in named else [name for name in SUITES if name in named]
-    return suites, rest
+def _chosen(words: Sequence[str]) -> list[str]:
+    """The suites that were named, in their own order; all when none was."""
+    for word in words:
+        if word not in (*SUITES, "all"):
+            raise KitError(ExitCode.USAGE, f"no suite is called {word}", f"suites: {' '.join(SUITES)} all")
+    return list(SUITES) if not words or "all" in words else [name for name in SUITES if name in words]
 
 
 def _environment_file(args: argparse.Namespace) -> Path:

@@ -48,10 +48,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     up.add_argument("--name", help="what to call it (default virt, virt-2, ...)")
     up.add_argument("--ssh-port", type=int, default=0, metavar="PORT", help="port on 127.0.0.1 (default any free one)")
     up.add_argument("--strict-supplies", action="store_true", help="keep the device tree's supplies")
-    shell = verbs.add_parser("shell", help="log in, or run a command on the board")
+    shell = verbs.add_parser("shell", help="log in; after -- a command to run instead of a shell")
     shell.add_argument("--name", help="which board, when several run")
     shell.add_argument("--console", action="store_true", help="the serial console instead of ssh; Ctrl-] leaves it")
-    shell.add_argument("command", nargs="*", metavar="COMMAND", help="run this instead of a shell (put -- before it)")
     down = verbs.add_parser("down", help="stop a board")
     down.add_argument("name", nargs="?", help="which board, when several run")
     down.add_argument("--all", action="store_true", help="stop all")
@@ -139,7 +138,7 @@ def _shell(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         attach(board.console)
         return {"board": board.document()}
     captured = subprocess.PIPE if args.json else None
-    session = subprocess.run([*ssh_command(board), *args.command], stdout=captured, check=False)
+    session = subprocess.run([*ssh_command(board), *args.rest], stdout=captured, check=False)
     code = session.returncode
     if code == 255:
         raise KitError(
@@ -149,7 +148,7 @@ def _shell(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         )
     output = {"output": session.stdout.decode(errors="replace")} if captured else {}
     # a session that ends with an error is the user's affair, a command that does is the answer
-    return {"ok": code == 0 or not args.command, "board": board.document(), "exit_code": code, **output}
+    return {"ok": code == 0 or not args.rest, "board": board.document(), "exit_code": code, **output}
 
 
 def _down(args: argparse.Namespace, out: Output) -> dict[str, Any]:

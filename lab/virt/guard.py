@@ -162,14 +162,15 @@ class Guard:
         return bool(ended)
 
     def _end_all(self) -> None:
-        """TERM in the reverse order of starting, KILL to whoever is left after a while."""
-        alive = [program.process for program in reversed(self.programs) if program.process.poll() is None]
-        for process in alive:
-            process.terminate()
+        """End them one by one in the reverse order of starting: TERM, and KILL to whoever does not go in time."""
         deadline = time.monotonic() + self.kill_after
-        for process in alive:
+        for program in reversed(self.programs):
+            process = program.process
+            if process.poll() is not None:
+                continue
+            process.terminate()
             try:
-                process.wait(max(0.0, deadline - time.monotonic()))
+                process.wait(max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
