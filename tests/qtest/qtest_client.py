@@ -13,11 +13,13 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 START_TIMEOUT_S = 60.0
+ANSWER_TIMEOUT_S = 60.0
 
 
 class QTestError(RuntimeError):
@@ -38,14 +40,17 @@ def qemu_binary() -> Path:
 class QTest:
     """One QEMU under qtest. Use as a context manager; `irqs` maps intercepted line numbers to their level."""
 
-    def __init__(self, args: Sequence[str] = (), machine: str = "rk3588", memory: str = "64M") -> None:
+    def __init__(
+        self, args: Sequence[str] = (), machine: str = "rk3588", memory: str = "64M", accel: str = "qtest"
+    ) -> None:
         self._dir = tempfile.TemporaryDirectory(prefix="npulab-qtest-")
         root = Path(self._dir.name)
         self.log_path, self._stderr_path = root / "qemu.log", root / "stderr"
         self.irqs: dict[int, bool] = {}
+        self._events: Counter[str] = Counter()
         listeners = [self._listen(root / name) for name in ("qtest", "qmp")]
         command = [
-            str(qemu_binary()), "-machine", machine, "-m", memory, "-accel", "qtest", "-display", "none",
+            str(qemu_binary()), "-machine", machine, "-m", memory, "-accel", accel, "-display", "none",
             "-qtest", f"unix:{root}/qtest", "-qtest-log", "none", "-serial", "null",
             "-chardev", f"socket,id=qmp,path={root}/qmp", "-mon", "chardev=qmp,mode=control",
             "-d", "guest_errors,unimp", "-D", str(self.log_path), *args,
@@ -60,6 +65,8 @@ class QTest:
         finally:
             for listener in listeners:
                 listener.close()
+        for link in (self._qtest, self._qmp):
+            link.settimeout(ANSWER_TIMEOUT_S)
         self._rx, self._qmp_rx = self._qtest.makefile("rb"), self._qmp.makefile("rb")
         self._qmp_rx.readline()  # the greeting
         self.qmp("qmp_capabilities")
@@ -151,7 +158,7 @@ class QTest:
 
     def irq(self, line: int) -> bool:
         """Level of an intercepted line (a round trip first, so that notices under way have arrived)."""
-        self.command("clock_step", 0)
+        self.command("endianness")
         return self.irqs.get(line, False)
 
     def set_irq(self, qom_path: str, name: str, line: int, level: int) -> None:
@@ -164,17 +171,24 @@ class QTest:
 
     # -- QMP ---------------------------------------------------------------------------------------
     def qmp(self, execute: str, **arguments: Any) -> Any:
-        """One QMP command; its return value. Events in between are dropped."""
+        """One QMP command; its return value. Events that come before it are kept."""
         self._qmp.sendall(json.dumps({"execute": execute, "arguments": arguments}).encode())
         while True:
-            line = self._qmp_rx.readline()
-            if not line:
-                raise QTestError(f"QEMU ended during {execute}: {self.stderr()}")
-            answer = json.loads(line)
+            answer = self._qmp_message(execute)
             if "error" in answer:
                 raise QTestError(f"{execute} {arguments}: {answer['error']['desc']}")
             if "return" in answer:
                 return answer["return"]
+
+    def _qmp_message(self, during: str) -> dict[str, Any]:
+        """The next message; one that is an event is counted."""
+        line = self._qmp_rx.readline()
+        if not line:
+            raise QTestError(f"QEMU ended during {during}: {self.stderr()}")
+        message: dict[str, Any] = json.loads(line)
+        if "event" in message:
+            self._events[message["event"]] += 1
+        return message
 
     def qom_get(self, path: str, prop: str) -> Any:
         """A QOM property."""
@@ -186,7 +200,7 @@ class QTest:
 
     def system_reset(self) -> None:
         """Reset the machine, and return when it has happened."""
+        before = self._events["RESET"]
         self.qmp("system_reset")
-        while b'"RESET"' not in (line := self._qmp_rx.readline()):
-            if not line:
-                raise QTestError(f"QEMU ended during a reset: {self.stderr()}")
+        while self._events["RESET"] == before:  # it may have come ahead of the command's answer
+            self._qmp_message("a reset")
