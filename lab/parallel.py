@@ -35,6 +35,7 @@ def run_all(tasks: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
         try:
             pending = set(futures)
             while pending:
+                check_cancelled()  # these tasks may run inside another group's
                 done, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
                 for future in done:
                     future.result()

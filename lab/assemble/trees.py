@@ -97,15 +97,16 @@ def _follow(tree: Tree, node: _Node, name: str, cells: str | None, problems: lis
             problems.append(f"{name} of {node.path}: {target.path} is disabled")
 
 
-def _domain(tree: Tree, core: _Node) -> tuple[_Node, _Node] | None:
-    """The core's power domain node and the one above it that has a supply, ``pd_npu``."""
+def _domain(tree: Tree, core: _Node) -> _Node | None:
+    """The outermost power domain that the core's lies in, ``pd_npu``: the one with the supply."""
     for controller, arguments in tree.references(core, "power-domains", "#power-domain-cells"):
         if controller is None or not arguments:
             return None
         for node in tree.nodes:
             if node.words("reg") == arguments[:1] and node.path.startswith(controller.path + "/"):
-                parent = node.parent
-                return (node, parent) if parent is not None and parent is not controller else (node, node)
+                while node.parent is not None and node.parent is not controller:
+                    node = node.parent
+                return node
     return None
 
 
@@ -125,7 +126,7 @@ def problems_of(tree: Tree) -> list[str]:
         if domain is None:
             problems.append(f"{core.path}: its power domain has no node")
         else:
-            _follow(tree, domain[1], "domain-supply", None, problems)
+            _follow(tree, domain, "domain-supply", None, problems)
     return list(dict.fromkeys(problems))
 
 
@@ -140,7 +141,12 @@ def describe(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path.name}: damaged ({error})") from error
     cores = tree.cores()
     enabled = [core for core in cores if core.enabled]
-    state = "absent" if not cores else "disabled" if not enabled else "partial" if len(enabled) < len(cores) else "enabled"
+    if not cores:
+        state = "absent"
+    elif not enabled:
+        state = "disabled"
+    else:
+        state = "enabled" if len(enabled) == len(cores) else "partial"
     return {
         "model": (tree.root.strings("model") or [""])[0],
         "compatible": tree.root.strings("compatible"),
