@@ -104,6 +104,10 @@ def qemu(mode: str, arguments: list[str]) -> None:
             _run_guest(mode, monitor, console)
         elif request["execute"] == "quit":
             os._exit(0)
+    # the launcher has gone and left the board alone: QEMU lives on, and so does its console
+    while True:
+        console, _ = console_server.accept()
+        threading.Thread(target=_guest, args=(console,), daemon=True).start()
 
 
 def _run_guest(mode: str, monitor: socket.socket, console: socket.socket) -> None:
