@@ -55,24 +55,20 @@
 
 #define AUTO_GATING_RESET   0x3
 
-#define MMU_READ            BIT(0)
-#define MMU_WRITE           BIT(1)
-
 static const struct {
     uint8_t offset;
-    uint8_t access;
     const char *name;
 } rk_iommu_reg[] = {
-    { MMU_DTE_ADDR,        MMU_READ | MMU_WRITE, "MMU_DTE_ADDR" },
-    { MMU_STATUS,          MMU_READ,             "MMU_STATUS" },
-    { MMU_COMMAND,         MMU_WRITE,            "MMU_COMMAND" },
-    { MMU_PAGE_FAULT_ADDR, MMU_READ,             "MMU_PAGE_FAULT_ADDR" },
-    { MMU_ZAP_ONE_LINE,    MMU_WRITE,            "MMU_ZAP_ONE_LINE" },
-    { MMU_INT_RAWSTAT,     MMU_READ,             "MMU_INT_RAWSTAT" },
-    { MMU_INT_CLEAR,       MMU_WRITE,            "MMU_INT_CLEAR" },
-    { MMU_INT_MASK,        MMU_READ | MMU_WRITE, "MMU_INT_MASK" },
-    { MMU_INT_STATUS,      MMU_READ,             "MMU_INT_STATUS" },
-    { MMU_AUTO_GATING,     MMU_READ | MMU_WRITE, "MMU_AUTO_GATING" },
+    { MMU_DTE_ADDR,        "MMU_DTE_ADDR" },
+    { MMU_STATUS,          "MMU_STATUS" },
+    { MMU_COMMAND,         "MMU_COMMAND" },
+    { MMU_PAGE_FAULT_ADDR, "MMU_PAGE_FAULT_ADDR" },
+    { MMU_ZAP_ONE_LINE,    "MMU_ZAP_ONE_LINE" },
+    { MMU_INT_RAWSTAT,     "MMU_INT_RAWSTAT" },
+    { MMU_INT_CLEAR,       "MMU_INT_CLEAR" },
+    { MMU_INT_MASK,        "MMU_INT_MASK" },
+    { MMU_INT_STATUS,      "MMU_INT_STATUS" },
+    { MMU_AUTO_GATING,     "MMU_AUTO_GATING" },
 };
 
 static int rk_iommu_find_reg(hwaddr off)
@@ -87,16 +83,17 @@ static int rk_iommu_find_reg(hwaddr off)
     return -1;
 }
 
-static void G_GNUC_PRINTF(6, 7)
-rk_iommu_log_access(RkIommuBank *b, const char *verb, hwaddr off,
-                    unsigned int size, int mask, const char *fmt, ...)
+/* "rk-iommu: fdab9000.iommu bank 1: read of MMU_STATUS (0x04) while ..." */
+static void G_GNUC_PRINTF(4, 5)
+rk_iommu_log(RkIommuBank *b, const char *verb, hwaddr off, const char *fmt,
+             ...)
 {
     g_autofree char *text = NULL;
     g_autofree char *bank = NULL;
     int i = rk_iommu_find_reg(off & ~3ull);
     va_list ap;
 
-    if (!qemu_loglevel_mask(mask)) {
+    if (!qemu_loglevel_mask(LOG_GUEST_ERROR)) {
         return;
     }
     va_start(ap, fmt);
@@ -105,10 +102,10 @@ rk_iommu_log_access(RkIommuBank *b, const char *verb, hwaddr off,
     if (b->iommu->num_banks > 1) {
         bank = g_strdup_printf(" bank %d", (int)(b - b->iommu->bank));
     }
-    qemu_log("rk-iommu: %s%s: %s%s of %s (0x%02" HWADDR_PRIx ") %s\n",
-             b->iommu->name, bank ?: "", size == 4 ? "" : "narrow or wide ",
-             verb, i < 0 ? "an undocumented register" : rk_iommu_reg[i].name,
-             off, text);
+    qemu_log("rk-iommu: %s%s: %s of %s (0x%02" HWADDR_PRIx ") %s\n",
+             b->iommu->name, bank ?: "", verb,
+             i < 0 ? "an undocumented register" : rk_iommu_reg[i].name, off,
+             text);
 }
 
 /* Why the bank cannot be reached, as the end of a log line; NULL if it can */
@@ -132,10 +129,10 @@ static bool rk_iommu_refuse(RkIommuBank *b, const char *verb, hwaddr off,
     const char *why = rk_iommu_unreachable(b->iommu);
 
     if (!why && (size != 4 || off % 4)) {
-        why = "refused: only aligned 32-bit accesses work";
+        why = "is a bus error: only aligned 32-bit accesses work";
     }
     if (why) {
-        rk_iommu_log_access(b, verb, off, size, LOG_GUEST_ERROR, "%s", why);
+        rk_iommu_log(b, verb, off, "%s", why);
     }
     return why;
 }
@@ -205,8 +202,7 @@ static MemTxResult rk_iommu_read(void *opaque, hwaddr off, uint64_t *data,
         *data = b->auto_gating;
         break;
     default:
-        rk_iommu_log_access(b, "read", off, size, LOG_GUEST_ERROR,
-                            "returns 0: it cannot be read");
+        rk_iommu_log(b, "read", off, "returns 0: it cannot be read");
         break;
     }
     return MEMTX_OK;
@@ -230,9 +226,8 @@ static void rk_iommu_command(RkIommuBank *b, uint32_t cmd)
         if (b->paging && !b->fault) {
             b->stall = true;
         } else {
-            rk_iommu_log_access(b, "write", MMU_COMMAND, 4, LOG_GUEST_ERROR,
-                                "cannot stall: %s", b->fault ?
-                                "a page fault is active" : "paging is off");
+            rk_iommu_log(b, "write", MMU_COMMAND, "cannot stall: %s",
+                         b->fault ? "a page fault is active" : "paging is off");
         }
         break;
     case CMD_DISABLE_STALL:
@@ -248,8 +243,7 @@ static void rk_iommu_command(RkIommuBank *b, uint32_t cmd)
         rk_iommu_bank_reset(b);
         break;
     default:
-        rk_iommu_log_access(b, "write", MMU_COMMAND, 4, LOG_GUEST_ERROR,
-                            "unknown command %u", cmd);
+        rk_iommu_log(b, "write", MMU_COMMAND, "unknown command %u", cmd);
         break;
     }
 }
@@ -281,9 +275,9 @@ static MemTxResult rk_iommu_write(void *opaque, hwaddr off, uint64_t value,
         b->auto_gating = value;
         break;
     default:
-        rk_iommu_log_access(b, "write", off, size, LOG_GUEST_ERROR,
-                            "ignored: it cannot be written (value 0x%08x)",
-                            (uint32_t)value);
+        rk_iommu_log(b, "write", off,
+                     "ignored: it cannot be written (value 0x%08x)",
+                     (uint32_t)value);
         break;
     }
     rk_iommu_update_irq(b->iommu);
