@@ -91,6 +91,7 @@ class Peer:
         self.path = Path(self._dir.name) / "npu.sock"
         self.version = 1
         self.silent: set[int] = set()  # types of frames that are not answered
+        self.delay_s: dict[int, float] = {}  # type -> how long its answer takes
         self.before_answer: dict[int, bytes] = {}  # type -> bytes sent ahead of its answer
         self.registers: dict[tuple[int, int], int] = {}  # (core, offset) -> what READ answers
         self.frames: list[Frame] = []
@@ -143,6 +144,7 @@ class Peer:
             RESET: b"",
             READ: struct.pack("<I", self.registers.get((frame.core, frame.words()[0]), 0)) if frame.payload else b"",
         }[frame.type]
+        time.sleep(self.delay_s.get(frame.type, 0))
         ahead = self.before_answer.pop(frame.type, b"")
         link.sendall(ahead + pack(ANSWER + frame.type, frame.core, frame.seq, payload))
 
