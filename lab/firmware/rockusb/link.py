@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""What the rockusb client needs of a USB stack, and the errors it tells apart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class LinkError(Exception):
+    """A transfer failed."""
+
+
+class LinkTimeout(LinkError):
+    """No answer in time."""
+
+
+class LinkStall(LinkError):
+    """The endpoint stalled: the device refuses this request."""
+
+
+class LinkGone(LinkError):
+    """The device left the bus."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A device on the bus: where it is plugged in, and what its descriptor says."""
+
+    path: str
+    vendor: int
+    product: int
+    bcd_usb: int
+
+    @property
+    def maskrom(self) -> bool:
+        """What the descriptor claims; usbplug claims it too."""
+        return not self.bcd_usb & 1
+
+
+class Link(Protocol):
+    """An opened device."""
+
+    found: Found
+
+    def send(self, data: bytes, timeout: float) -> None:
+        """Bulk out."""
+
+    def receive(self, length: int, timeout: float) -> bytes:
+        """Bulk in; ends with a short packet."""
+
+    def control(self, request: int, value: int, index: int, data: bytes, timeout: float) -> None:
+        """Vendor control request to the device."""
+
+    def clear(self) -> None:
+        """Clear both endpoints' halts."""
+
+    def close(self) -> None:
+        """Release the device."""
+
+
+class Bus(Protocol):
+    """Where devices are found."""
+
+    name: str
+
+    def devices(self) -> list[Found]:
+        """Rockchip devices in USB download mode."""
+
+    def open(self, path: str) -> Link:
+        """Open the device plugged in at ``path``; LinkGone when there is none."""
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass while a device enumerates."""
