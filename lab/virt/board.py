@@ -27,6 +27,8 @@ from lab.virt.runtime import Runtime, create_runtime, parse_size
 from lab.virt.supervisor import Program, Supervisor
 
 NPU_CORES = 3
+PANIC = re.compile(rb"end Kernel panic - not syncing: (.*?) \]---")
+"""The last line of linux kernel/panic.c."""
 START_SECONDS = 30.0
 """How long each program may take to start; seen: model 0.5 s, QEMU 0.2 s; a busy machine is ten times slower."""
 
@@ -94,6 +96,7 @@ class VirtualBoard:
         self._supervisor: Supervisor | None = None
         self._console: socket.socket | None = None
         self._qmp: Qmp | None = None
+        self._recent = b""
 
     # logs
     @property
@@ -302,10 +305,22 @@ class VirtualBoard:
                     data = b""
                 if not data:
                     self._console_closed()
+                self._look_for_panic(data)
                 return data
             self.check()
             if left <= 0 or self.powered_off:
                 return b""
+
+    def _look_for_panic(self, data: bytes) -> None:
+        """A panicked kernel says no more: nobody should wait for it."""
+        self._recent = (self._recent + data)[-8192:]
+        found = PANIC.search(self._recent)
+        if found is not None:
+            last = "\n".join(self._recent.decode(errors="replace").splitlines()[-15:])
+            self._recent = b""
+            what = f"the guest's kernel panicked: {found[1].decode(errors='replace')}"
+            hint = "the console's log has the whole boot"
+            raise KitError(ExitCode.INFRASTRUCTURE, what, hint, tail=last, log=self.console_log)
 
     def _console_closed(self) -> None:
         """The console's end is QEMU's end: give the guard a moment to say which."""

@@ -81,8 +81,6 @@ class BoardSession:
         log = self.results / "console.log"
         last = tail(log)
         what = "no answer in time" if isinstance(error, pexpect.TIMEOUT) else str(error).splitlines()[0]
-        if "Kernel panic" in last:
-            what = "the kernel panicked"
         return KitError(
             ExitCode.INFRASTRUCTURE,
             f"the virtual board, {doing}: {what}",

@@ -118,6 +118,10 @@ def _run_guest(mode: str, monitor: socket.socket, console: socket.socket) -> Non
     elif mode == "poweroff":
         console.sendall(b"reboot: Power down\r\n")
         _shutdown(monitor)
+    elif mode == "panic":
+        console.sendall(b"Booting Linux\r\n[    1.0] ---[ end Kernel pa")
+        time.sleep(0.1)
+        console.sendall(b"nic - not syncing: No working init found. ]---\r\n")
     elif mode == "deaf":
         return
     elif mode == "count":

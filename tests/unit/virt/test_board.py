@@ -102,6 +102,14 @@ def test_guest_switching_itself_off_is_no_failure(tmp_path: Path) -> None:
         assert [event["event"] for event in board.events()] == ["SHUTDOWN"]
 
 
+def test_panic_is_seen_at_once(tmp_path: Path) -> None:
+    with VirtualBoard(make_config(tmp_path, qemu="panic"), tmp_path) as board:
+        board.power_on()
+        with pytest.raises(KitError, match="kernel panicked: No working init found") as caught:
+            read_until(board, b"never")
+    assert "Booting Linux" in caught.value.tail
+
+
 def test_qemu_ended_from_outside_is_a_failure(tmp_path: Path) -> None:
     with VirtualBoard(make_config(tmp_path), tmp_path) as board:
         board.power_on()
