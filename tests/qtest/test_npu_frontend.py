@@ -553,3 +553,12 @@ def test_chardev_must_be_a_socket(start: Callable[..., QTest]) -> None:
 def test_state_cannot_be_migrated(machine: QTest) -> None:
     with pytest.raises(QTestError, match=r"core \d: the NPU's state lives in the model process"):
         machine.qmp("migrate", uri="exec:cat >/dev/null")
+
+
+def test_quitting_is_quiet(start: Callable[..., QTest], peer: Peer) -> None:
+    machine = start(args=peer.arguments())
+    machine.qmp("quit")
+    with pytest.raises((QTestError, OSError)):
+        while True:  # until it has ended
+            machine.readl(PC)
+    assert machine.stderr() == ""

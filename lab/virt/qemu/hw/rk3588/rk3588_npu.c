@@ -57,10 +57,6 @@
 /* the registers with a name: what may be done to them, and for the log */
 #define R BIT(0)
 #define W BIT(1)
-#define BLOCK(base, prefix) \
-    { (base),       R | W, prefix "S_STATUS" }, \
-    { (base) + 0x4, R | W, prefix "S_POINTER" }, \
-    { (base) + 0x8, R | W, prefix "OPERATION_ENABLE" }
 static const struct {
     uint16_t offset;
     uint8_t access;
@@ -78,12 +74,24 @@ static const struct {
     { PC_TASK_CON,             R | W, "PC_TASK_CON" },
     { PC_TASK_DMA_BASE_ADDR,   R | W, "PC_TASK_DMA_BASE_ADDR" },
     { PC_TASK_STATUS,          R,     "PC_TASK_STATUS" },
-    BLOCK(0x1000, "CNA_"),
-    BLOCK(0x3000, "CORE_"),
-    BLOCK(0x4000, "DPU_"),
-    BLOCK(0x5000, "DPU_RDMA_RDMA_"),
-    BLOCK(0x6000, "PPU_"),
-    BLOCK(0x7000, "PPU_RDMA_RDMA_"),
+    { 0x1000, R,     "CNA_S_STATUS" },
+    { 0x1004, R | W, "CNA_S_POINTER" },
+    { 0x1008, R | W, "CNA_OPERATION_ENABLE" },
+    { 0x3000, R,     "CORE_S_STATUS" },
+    { 0x3004, R | W, "CORE_S_POINTER" },
+    { 0x3008, R | W, "CORE_OPERATION_ENABLE" },
+    { 0x4000, R,     "DPU_S_STATUS" },
+    { 0x4004, R | W, "DPU_S_POINTER" },
+    { 0x4008, R | W, "DPU_OPERATION_ENABLE" },
+    { 0x5000, R,     "DPU_RDMA_RDMA_S_STATUS" },
+    { 0x5004, R | W, "DPU_RDMA_RDMA_S_POINTER" },
+    { 0x5008, R | W, "DPU_RDMA_RDMA_OPERATION_ENABLE" },
+    { 0x6000, R,     "PPU_S_STATUS" },
+    { 0x6004, R | W, "PPU_S_POINTER" },
+    { 0x6008, R | W, "PPU_OPERATION_ENABLE" },
+    { 0x7000, R,     "PPU_RDMA_RDMA_S_STATUS" },
+    { 0x7004, R | W, "PPU_RDMA_RDMA_S_POINTER" },
+    { 0x7008, R | W, "PPU_RDMA_RDMA_OPERATION_ENABLE" },
 };
 
 static const char *const npu_block[] = {

@@ -448,6 +448,9 @@ static void link_chr_event(void *opaque, QEMUChrEvent event)
         }
         break;
     case CHR_EVENT_CLOSED:
+        if (!OBJECT(qemu_chr_fe_get_driver(&l->chr))->parent) {
+            l->up = false;              /* QEMU ends and deletes its chardevs */
+        }
         link_fail(l, "closed the connection");
         break;
     default:

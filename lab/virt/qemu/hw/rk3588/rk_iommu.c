@@ -220,8 +220,9 @@ static void rk_iommu_command(RkIommuBank *b, uint32_t cmd)
     case CMD_ENABLE_STALL:
         /*
          * Without paging there is nothing to stall, and a bank that waits
-         * for PAGE_FAULT_DONE does not enter the stall state. A hung NPU has
-         * no access under way here, so otherwise the stall is immediate.
+         * for PAGE_FAULT_DONE ignores the command (both are known to Linux'
+         * rk_iommu_enable_stall()). A hung NPU has no access under way here,
+         * so otherwise the stall is immediate.
          */
         if (b->paging && !b->fault) {
             b->stall = true;
