@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +19,11 @@ from lab.assemble import fetch
 from lab.assemble.apt import TARGET, Apt, File
 from lab.cache import Cache, digest, file_digest
 from lab.errors import ExitCode, KitError
+from lab.kernel import patches
 from lab.output import Output
 from lab.process import require, run
 
 REPOSITORY = Path(__file__).parents[2]
-PATCHES = REPOSITORY / "kernel-patches"
 
 LINUX_BASE = "7.3"
 QEMU_BASE = "10.0"
@@ -111,13 +111,15 @@ def _named(
 
 
 @contextmanager
-def linux_tree(source: Source, cache: Cache, out: Output, log: Path) -> Iterator[Path]:
+def linux_tree(
+    source: Source, cache: Cache, out: Output, log: Path, groups: Sequence[str] = patches.STOCK
+) -> Iterator[Path]:
     """The source unpacked and patched: once for each content; a user's tree into a copy that follows its edits."""
     if source.user_tree is not None:
         with cache.workdir("linux-tree", digest(str(source.user_tree))) as tree:
             with out.stage("copy the kernel tree"):
                 source.unpack(tree)
-                apply_series(tree, log)
+                patches.apply(tree, version_of(tree), groups, out.note)
             yield tree
         return
 
@@ -126,46 +128,23 @@ def linux_tree(source: Source, cache: Cache, out: Output, log: Path) -> Iterator
             tree = entry / "linux"
             tree.mkdir()
             source.unpack(tree)
-            apply_series(tree, log)
+            patches.apply(tree, version_of(tree), groups, out.note)
 
-    yield cache.entry("linux-source", digest(source.key, patches_digest()), make) / "linux"
+    yield cache.entry("linux-source", digest(source.key, patches_digest(groups)), make) / "linux"
 
 
 # --- patches ---------------------------------------------------------------------------------------------------------
 
 
-def series(base: str) -> list[Path]:
-    """The patches for a kernel base such as ``7.3``, in order; empty without a series."""
-    path = PATCHES / base / "series"
-    if not path.is_file():
-        return []
-    names = (line.split("#")[0].strip() for line in path.read_text().splitlines())
-    return [path.parent / name for name in names if name]
+def patches_digest(groups: Sequence[str] = patches.STOCK, base: str = LINUX_BASE) -> str:
+    """Key over the patches of these groups that a kernel of this base may get."""
+    return digest([(base, [(patch.path.name, file_digest(patch.path)) for patch in patches.selected(base, groups)])])
 
 
-def patches_digest() -> str:
-    """Key over every series and its patches."""
-    found = []
-    for path in sorted(PATCHES.glob("*/series")):
-        found.append((path.parent.name, [(patch.name, file_digest(patch)) for patch in series(path.parent.name)]))
-    return digest(found)
-
-
-def patches_manifest(base: str) -> list[dict[str, str]]:
-    """Name and hash of each patch of a base."""
-    return [{"name": patch.name, "sha256": file_digest(patch)} for patch in series(base)]
-
-
-def apply_series(tree: Path, log: Path) -> None:
-    """Apply the patches of the tree's base; KitError names the first one that does not apply."""
-    for patch in series(base_of(version_of(tree))):
-        run(
-            [require("patch", "patch"), "-p1", "--forward", "--no-backup-if-mismatch", "-i", patch],
-            stage=f"{patch.parent.name}/{patch.name} does not apply",
-            log=log,
-            cwd=tree,
-            hint="rebase the patch onto this kernel, or take it out of the series",
-        )
+def patches_manifest(version: str, groups: Sequence[str] = patches.STOCK) -> list[dict[str, str]]:
+    """Name and hash of each patch that a kernel of this version gets unless it has it already."""
+    chosen = patches.selected(version, groups)
+    return [{"name": patch.path.name, "sha256": file_digest(patch.path)} for patch in chosen]
 
 
 def version_of(tree: Path) -> str:
