@@ -8,10 +8,12 @@ import json
 import re
 import secrets
 import shlex
+import zlib
 from pathlib import Path
 from typing import Any
 
 SCRIPTS = Path(__file__).parent / "target"
+PLACE = "/tmp/npulab-tests"
 SCRIPT_SECONDS = 180.0
 """A script imports numpy first: 6 s on the virtual board, up to 15 s on a busy host."""
 
@@ -29,6 +31,7 @@ class Board:
 
     def __init__(self, command: Any) -> None:
         self._command = command
+        self._pushed: set[str] = set()
 
     def run(self, command: str, timeout: float = 60.0) -> tuple[list[str], int]:
         """Lines and exit code of a shell command."""
@@ -50,21 +53,27 @@ class Board:
         return self.output(f"tr -d '\\000' < {shlex.quote(path)}")
 
     def python(self, script: str, *arguments: str, timeout: float = SCRIPT_SECONDS) -> dict[str, Any]:
-        """Run ``target/<script>`` with the board's Python; its last line is a JSON document.
-
-        The script goes through the command line, in pieces short enough for a serial console's line buffer (4096).
-        """
-        text = base64.b64encode((SCRIPTS / script).read_bytes()).decode()
-        place = f"/tmp/{script}"
-        self.output(f": > {place}.b64")
-        for start in range(0, len(text), 3000):
-            self.output(f"echo {text[start : start + 3000]} >> {place}.b64")
-        self.output(f"base64 -d {place}.b64 > {place}")
+        """Run ``target/<script>`` with the board's Python; its last line is a JSON document."""
+        for path in sorted(SCRIPTS.glob("*.py")):
+            self._push(path)
         words = " ".join(shlex.quote(word) for word in arguments)
-        lines, code = self.run(f"python3 {place} {words} 2>&1", timeout)
+        lines, code = self.run(f"python3 {PLACE}/{script} {words} 2>&1", timeout)
         assert code == 0 and lines, f"{script} ended with {code}:\n" + "\n".join(lines)
         document: dict[str, Any] = json.loads(lines[-1])
         return document
+
+    def _push(self, path: Path) -> None:
+        """Copy a file to the board, once, through command lines that fit every shell's line editor (busybox: 1024)."""
+        if path.name in self._pushed:
+            return
+        text = base64.b64encode(zlib.compress(path.read_bytes(), 9)).decode()
+        target = f"{PLACE}/{path.name}"
+        self.output(f"mkdir -p {PLACE}; : > {target}.b64")
+        for start in range(0, len(text), 600):
+            self.output(f"printf %s {text[start : start + 600]} >> {target}.b64")
+        unpack = "import base64,sys,zlib;sys.stdout.buffer.write(zlib.decompress(base64.b64decode(sys.stdin.read())))"
+        self.output(f"python3 -c {shlex.quote(unpack)} < {target}.b64 > {target}")
+        self._pushed.add(path.name)
 
 
 class KernelLog:
@@ -83,11 +92,8 @@ class KernelLog:
 
     def lines(self) -> list[str]:
         """Messages since the marker, without their prefixes."""
-        # each read of /dev/kmsg gives one record; it ends with EAGAIN when there is no more
-        records, _ = self._board.run(
-            f"dd if=/dev/kmsg iflag=nonblock bs=8192 2>/dev/null | sed -n '/{self._marker}/,$p'", timeout=60.0
-        )
-        messages = [record.split(";", 1)[1] for record in records if ";" in record and not record.startswith(" ")]
+        records, _ = self._board.run(f"dmesg | sed -n '/{self._marker}/,$p'", timeout=60.0)
+        messages = [re.sub(r"^\[ *\d+\.\d+\] ", "", record) for record in records]
         assert messages and self._marker in messages[0], "the kernel's log was overwritten during the test"
         return messages[1:]
 
