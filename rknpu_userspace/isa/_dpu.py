@@ -43,7 +43,7 @@ REGISTERS: tuple[Register, ...] = (
         "PROC_PRECISION[2:0] MC_SURF_OUT[3] BS_MUL_SHIFT_VALUE_NEG[9:4] "
         "BN_MUL_SHIFT_VALUE_NEG[15:10] EW_TRUNCATE_NEG[25:16] IN_PRECISION[28:26] "
         "OUT_PRECISION[31:29]",
-        "precisions 0 int8, 1 int16, 2 fp16, 3 bf16, 4 int32, 5 fp32, 6 int4; *_NEG left shifts",
+        "precisions 0 int8, 1 int16, 2 fp16, 3 bf16, 4 int32, 5 fp32, 6 int4; *_NEG right shifts of negative products",
     ),
     _r(0x4014, "DPU_OFFSET_PEND", "OFFSET_PEND[15:0]s", "value for padded channels"),
     _r(0x4020, "DPU_DST_BASE_ADDR", "DST_BASE_ADDR[31:0]", "output, 16-byte aligned IOVA"),
@@ -145,13 +145,13 @@ REGISTERS: tuple[Register, ...] = (
         0x4084,
         "DPU_OUT_CVT_SCALE",
         "OUT_CVT_SCALE[15:0] FP32TOFP16_EN[16]",
-        "unsigned integer scale; FP32TOFP16_EN narrows a float result",
+        "integer scale (bit 15 is its sign); FP32TOFP16_EN narrows a float result",
     ),
     _r(
         0x4088,
         "DPU_OUT_CVT_SHIFT",
         "OUT_CVT_SHIFT[11:0] MINUS_EXP[19:12] CVT_ROUND[30] CVT_TYPE[31]",
-        "right shift (low 6 bits used); MINUS_EXP; CVT_ROUND 0 half-even, 1 half-up; CVT_TYPE 1 = offset first",
+        "right shift (low 6 bits used); MINUS_EXP; CVT_ROUND 0 half-even, 1 half-away; CVT_TYPE 1 = offset first",
     ),
     _r(0x4090, "DPU_EW_OP_VALUE_0", "EW_OPERAND_0[31:0]s", "register operand 0 of the element-wise stage"),
     _r(0x4094, "DPU_EW_OP_VALUE_1", "EW_OPERAND_1[31:0]s", "register operand 1 of the element-wise stage"),
@@ -243,11 +243,11 @@ REGISTERS: tuple[Register, ...] = (
     _r(
         0x501C,
         "DPU_RDMA_RDMA_BRDMA_CFG",
-        "BRDMA_DATA_USE[4:1]",
+        "BRDMA_DISABLE[0] BRDMA_DATA_USE[4:1]",
         "operands present in the BS stream: bit 0 ALU int32, bit 1 zero-point int16, bit 2 MUL 16-bit, bit 3 TRT",
     ),
     _r(0x5020, "DPU_RDMA_RDMA_BS_BASE_ADDR", "BS_BASE_ADDR[31:0]", "BS operand base"),
-    _r(0x5028, "DPU_RDMA_RDMA_NRDMA_CFG", "NRDMA_DATA_USE[4:1]", "as BRDMA_DATA_USE for BN"),
+    _r(0x5028, "DPU_RDMA_RDMA_NRDMA_CFG", "NRDMA_DISABLE[0] NRDMA_DATA_USE[4:1]", "as BRDMA_CFG for BN"),
     _r(0x502C, "DPU_RDMA_RDMA_BN_BASE_ADDR", "BN_BASE_ADDR[31:0]", "BN operand base"),
     _r(
         0x5034,

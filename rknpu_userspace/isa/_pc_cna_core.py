@@ -109,7 +109,7 @@ REGISTERS: tuple[Register, ...] = (
         "GROUP_LINE_OFF[29] NONALIGN_DMA[30]",
         "CONV_MODE 0 direct, 3 depthwise; precisions 0 int8, 1 int16, 2 fp16, 3 bf16, 6 int4, 7 "
         "tf32; ARGB_IN 8..11 = 1..4 channels; GROUP_LINE_OFF: fetch unit 1 line instead of 4; "
-        "NONALIGN_DMA: packed NHWC first layer",
+        "NONALIGN_DMA: packed NHWC first layer; DECONV: input dilated by the DECONV strides",
     ),
     _r(
         0x1010,
@@ -123,7 +123,7 @@ REGISTERS: tuple[Register, ...] = (
         "CNA_CONV_CON3",
         "CONV_X_STRIDE[2:0] CONV_Y_STRIDE[5:3] DECONV_X_STRIDE[10:8] DECONV_Y_STRIDE[13:11] "
         "ATROUS_X_DILATION[20:16] ATROUS_Y_DILATION[25:21] NN_MODE[30:28]",
-        "strides raw 1..7; ATROUS = dilation minus 1; deconvolution strides and NN_MODE are not understood: keep 0",
+        "strides raw 1..7; ATROUS = dilation minus 1; DECONV strides minus 1 (1, 3, 7); NN_MODE not understood",
     ),
     _r(
         0x1020,

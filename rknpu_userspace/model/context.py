@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from .cbuf import Cbuf
 from .cost import Meter
+from .lut_tables import LutTables
 from .memory import DmaPort, WriteGuard
 from .quirks import Quirks
 
@@ -19,10 +20,11 @@ MAX_MACS = 1 << 38
 
 @dataclass
 class Context:
-    """A task under way: the data DMA port, the CBUF of the core, quirks, the cost meter, the log."""
+    """A task under way: the data DMA port, CBUF and look-up tables of the core, quirks, the cost meter, the log."""
 
     port: DmaPort
     cbuf: Cbuf
+    lut: LutTables
     quirks: Quirks
     meter: Meter
     guard: WriteGuard

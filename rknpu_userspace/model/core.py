@@ -2,19 +2,19 @@
 """CORE: the MAC array (CMAC) and the accumulator (CACC).
 
 Integers are exact: the products of one GEMM are limited to what its dtype sums exactly, partial sums are added as
-integers, and the accumulator is 32 bits wide. Floats: exact products, summed in float64, rounded once to fp32. The
-hardware's order and width of summation are not known; published measurements agree with fp64 to about 1e-6, and a
-result that does not depend on tiling along pixels or kernels, which holds here but for sums that cancel beyond 2^-53.
+integers, and the accumulator clamps to 32 bits at its output. Floats: see ``accumulate``.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .cna import ConvTask, fetch_features, fetch_weights, pad_line
+from .accumulate import add_groups
+from .cna import fetch_features, fetch_weights, pad_line
 from .context import MAX_ELEMENTS, Context
+from .conv_task import ConvTask
 from .errors import IllegalConfig, Unsupported, require
-from .precision import INTEGER, Array
+from .precision import INT8, INTEGER, Array
 from .registers import Fields
 from .rounding import shift_right
 
@@ -23,7 +23,7 @@ _BLOCK_ELEMENTS = 1 << 23
 INT32_MIN, INT32_MAX = -(1 << 31), (1 << 31) - 1
 
 
-def check(f: Fields, task: ConvTask) -> None:
+def check(ctx: Context, f: Fields, dpu: Fields, task: ConvTask) -> None:
     """Check CORE's registers against the convolution that the CNA feeds."""
     if f["RESERVED_0"]:
         raise Unsupported(f"CORE register 0x3030 = {f['RESERVED_0']:#x}")
@@ -42,28 +42,36 @@ def check(f: Fields, task: ConvTask) -> None:
         f"CORE DATAOUT_CHANNEL {channels} is less than the {task.out_channels} channels of the weights",
     )
     require(task.pixels * channels <= MAX_ELEMENTS, "the output of one task does not end before any timeout")
+    if task.code == INT8 and dpu["OUT_PRECISION"] == INT8:
+        group = task.format.depthwise_group if task.depthwise else task.format.kernel_group
+        require(
+            channels % group == 0 or ctx.quirks["partial_kernel_group"] == "completes",
+            f"int8 output of {channels} channels ends inside a group of {group}: the task never completes",
+        )
+        if not f["QD_EN"]:
+            ctx.warn("int8 output with QD_EN 0: every working client sets it")
 
 
-def convolve(ctx: Context, cna: Fields, core: Fields, dpu: Fields, task: ConvTask) -> Array:
+def convolve(ctx: Context, cna: Fields, core: Fields, task: ConvTask, zero_point: Array | int) -> Array:
     """Accumulators [pixel][channel]: int32 for integer formats, float32 for floats.
 
-    The DPU's registers decide about the zero-point term (OD_BYPASS, OW_OP), which the accumulator adds.
+    ``zero_point`` multiplies the sum of the inputs under each window (CPEND); 0 when the DPU bypasses it.
     """
     weights = fetch_weights(ctx, cna, task)
     features = fetch_features(ctx, cna, task)
     ctx.meter.macs = task.macs
     ctx.meter.mac_cycles = task.mac_cycles()
     ctx.guard.check()
-    padded = _pad(features, pad_line(cna, task, ctx.quirks["pad_depthwise" if task.depthwise else "pad_direct"]), task)
+    quirk = "pad_depthwise" if task.depthwise else "pad_direct"
+    padded = _pad(_insert_zeros(features, task), pad_line(cna, task, ctx.quirks[quirk]), task)
+    if task.code not in INTEGER:
+        if core["CLIP_TRUNCATE"]:
+            raise Unsupported("CORE CLIP_TRUNCATE with a float format")
+        total = _float_sums(ctx, padded, weights, task)
+        return _widen(total, core["DATAOUT_CHANNEL"] + 1)
     total = _depthwise(padded, weights, task) if task.depthwise else _direct(ctx, padded, weights, task)
-    if task.code in INTEGER:
-        total = _finish_integer(ctx, core, dpu, task, padded, total)
-    else:
-        if core["CLIP_TRUNCATE"] or (core["QD_EN"] and not dpu["OD_BYPASS"] and dpu["OW_OP"]):
-            raise Unsupported("CORE CLIP_TRUNCATE or zero-point term with a float format")
-        with np.errstate(over="ignore", invalid="ignore"):
-            total = total.astype(np.float32)
-    return _widen(total, core["DATAOUT_CHANNEL"] + 1)
+    total = _widen(total, core["DATAOUT_CHANNEL"] + 1)
+    return _finish_integer(ctx, core, task, padded, total, zero_point if core["QD_EN"] else 0)
 
 
 def _widen(total: Array, channels: int) -> Array:
@@ -75,12 +83,24 @@ def _widen(total: Array, channels: int) -> Array:
     return wide
 
 
+def _insert_zeros(features: Array, task: ConvTask) -> Array:
+    """The input of a transposed convolution: zeros between the pixels."""
+    if task.insert_y == 1 and task.insert_x == 1:
+        return features
+    height, width = (task.height - 1) * task.insert_y + 1, (task.width - 1) * task.insert_x + 1
+    if height * width * task.channels > MAX_ELEMENTS:
+        raise IllegalConfig("a transposed convolution of this size does not end before any timeout")
+    dilated = np.zeros((height, width, task.channels), features.dtype)
+    dilated[:: task.insert_y, :: task.insert_x] = features
+    return dilated
+
+
 def _pad(features: Array, line: Array, task: ConvTask) -> Array:
     """The input as the windows see it: padding at top and left as told, at bottom and right as the output needs."""
     need_y = (task.out_height - 1) * task.stride_y + (task.kernel_height - 1) * task.dilation_y + 1
     need_x = (task.out_width - 1) * task.stride_x + (task.kernel_width - 1) * task.dilation_x + 1
     top, left = task.pad_top, task.pad_left
-    rows, columns = min(task.height, need_y - top), min(task.width, need_x - left)
+    rows, columns = min(features.shape[0], need_y - top), min(features.shape[1], need_x - left)
     if not top and not left and rows == need_y and columns == need_x:
         return features[:rows, :columns]
     if need_y * need_x * task.channels > MAX_ELEMENTS:
@@ -103,13 +123,12 @@ def _window(padded: Array, task: ConvTask, tap: int) -> Array:
     ]
 
 
-def _direct(ctx: Context, padded: Array, weights: Array, task: ConvTask) -> Array:
-    """Sums over taps and channels: int64, float64, or the int32 that float32 held exactly."""
+def _direct(ctx: Context, padded: Array, weights: Array, task: ConvTask, integer: bool = True) -> Array:
+    """Sums over taps and channels in one dtype: int64, float64, or the int32 that float32 held exactly."""
     limit = max(1, min(task.format.exact_terms, _BLOCK_ELEMENTS // task.pixels))
     channels = task.channels
     per_block = max(1, limit // channels)
     channel_step = min(channels, limit)
-    integer = task.code in INTEGER
     parts = -(-task.taps // per_block) * -(-channels // channel_step)
     total: Array | None = None
     for first in range(0, task.taps, per_block):
@@ -140,6 +159,41 @@ def _patches(padded: Array, task: ConvTask, taps: range, channel: int, stop: int
     return patches.reshape(pixels, -1)
 
 
+def _float_sums(ctx: Context, padded: Array, weights: Array, task: ConvTask) -> Array:
+    """float32 sums of a float format."""
+    if not task.depthwise and ctx.quirks["float_accumulation"] == "groups_of_32":
+        return _grouped(ctx, padded, weights, task)
+    exact = _depthwise(padded, weights, task) if task.depthwise else _direct(ctx, padded, weights, task, integer=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return exact.astype(np.float32)
+
+
+def _grouped(ctx: Context, padded: Array, weights: Array, task: ConvTask) -> Array:
+    """float32 sums of groups of channels, taps inside: see ``accumulate``."""
+    total = np.zeros((task.pixels, task.kernels), np.float32)
+    channels, size = task.channels, task.format.channel_group
+    starts = range(0, channels, size)
+    if task.taps == 1:
+        columns = [slice(c, min(c + size, channels)) for c in starts]
+        patches = _patches(padded, task, range(1), 0, channels)
+        add_groups(total, patches, weights, [(column, column) for column in columns])
+        return total
+    taps_at_once = max(1, _BLOCK_ELEMENTS // (task.pixels * size))
+    for channel in starts:
+        stop = min(channel + size, channels)
+        width = stop - channel
+        for first in range(0, task.taps, taps_at_once):
+            taps = range(first, min(first + taps_at_once, task.taps))
+            patches = _patches(padded, task, taps, channel, stop)
+            ctx.guard.check()
+            groups = [
+                (slice(i * width, (i + 1) * width), slice(tap * channels + channel, tap * channels + stop))
+                for i, tap in enumerate(taps)
+            ]
+            add_groups(total, patches, weights, groups)
+    return total
+
+
 def _depthwise(padded: Array, weights: Array, task: ConvTask) -> Array:
     """Per-channel sums over the taps: int64 or float64."""
     kind = np.int64 if task.code in INTEGER else np.float64
@@ -151,7 +205,7 @@ def _depthwise(padded: Array, weights: Array, task: ConvTask) -> Array:
 
 
 def _input_sums(padded: Array, task: ConvTask) -> Array:
-    """Sum of the inputs under each window, int64: [pixel][1], or per channel in depthwise mode."""
+    """Sum of the inputs under each window, padding included, int64: [pixel][1], or per channel in depthwise mode."""
     per_pixel = padded if task.depthwise else padded.sum(axis=2, keepdims=True, dtype=np.float64)
     depth = per_pixel.shape[2]
     total = np.zeros((task.out_height, task.out_width, depth), np.int64)
@@ -160,12 +214,17 @@ def _input_sums(padded: Array, task: ConvTask) -> Array:
     return total.reshape(task.pixels, depth)
 
 
-def _finish_integer(ctx: Context, core: Fields, dpu: Fields, task: ConvTask, padded: Array, total: Array) -> Array:
-    """Zero-point term, truncation, and the 32 bits of the accumulator, in this order."""
-    if core["QD_EN"] and not dpu["OD_BYPASS"] and dpu["OW_OP"]:
-        total = total.astype(np.int64) + dpu["OW_OP"] * _input_sums(padded, task)
+def _finish_integer(
+    ctx: Context, core: Fields, task: ConvTask, padded: Array, total: Array, zero_point: Array | int
+) -> Array:
+    """Zero-point term, truncation, and the 32 bits of the accumulator's output, in this order."""
+    if np.any(zero_point):
+        sums = _input_sums(padded, task)
+        if task.depthwise:
+            sums = _widen(sums, total.shape[1])
+        total = total.astype(np.int64) + zero_point * sums
     if core["CLIP_TRUNCATE"]:
-        mode = "half_up" if core["ROUND_TYPE"] else ctx.quirks["truncate_rounding"]
+        mode = ctx.quirks.rounding("truncate_rounding", core["ROUND_TYPE"])
         total = shift_right(total.astype(np.int64), core["CLIP_TRUNCATE"], mode)
     if total.dtype == np.int32:
         return total

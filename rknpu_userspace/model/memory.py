@@ -240,7 +240,8 @@ class WriteGuard:
 class DmaPort:
     """Reads and writes through one IOMMU bank.
 
-    A returned array may be a view of RAM: read it before anything else runs, never write to it.
+    A returned array may be a view of RAM: read it before anything else runs, never write to it. ``base`` is added to
+    every address (PC_TASK_DMA_BASE_ADDR).
     """
 
     def __init__(self, space: AddressSpace, bank: int, guard: WriteGuard) -> None:
@@ -248,6 +249,7 @@ class DmaPort:
         self._ram = space.ram
         self._bank = bank
         self._guard = guard
+        self.base = 0
 
     def _fault(self, address: int, offset: int, write: bool) -> Exception:
         if offset == NO_MEMORY:
@@ -262,10 +264,13 @@ class DmaPort:
 
     def read(self, iova: int, size: int) -> Bytes:
         """``size`` bytes from ``iova``, which may wrap at 4 GiB."""
+        return self._read((iova + self.base) % IOVA_SPACE, size)
+
+    def _read(self, iova: int, size: int) -> Bytes:
         self._guard.check()
         if iova + size > IOVA_SPACE:
             first = IOVA_SPACE - iova
-            return np.concatenate([self.read(iova, first), self.read(0, size - first)])
+            return np.concatenate([self._read(iova, first), self._read(0, size - first)])
         start = iova // PAGE
         pages = self._space.pages(start, (iova + size - 1) // PAGE - start + 1, False)
         skip = iova % PAGE
@@ -288,8 +293,9 @@ class DmaPort:
         kind = np.dtype(dtype)
         full = (*shape, ATOM // kind.itemsize)
         if _is_dense(shape, strides):
-            return self.read(base % IOVA_SPACE, int(np.prod(shape)) * ATOM).view(kind).reshape(full)
+            return self.read(base, int(np.prod(shape)) * ATOM).view(kind).reshape(full)
         self._guard.check()
+        base = (base + self.base) % IOVA_SPACE
         first, pages = self._span(base, shape, strides, False)
         if first >= 0 and self._contiguous(pages):
             offset = int(pages[0]) + base - first * PAGE
@@ -299,6 +305,7 @@ class DmaPort:
 
     def scatter(self, base: int, shape: tuple[int, ...], strides: tuple[int, ...], data: npt.NDArray[Any]) -> None:
         """Write atoms: ``data`` is complex128 (16 opaque bytes) of shape ``shape``. All or nothing on a fault."""
+        base = (base + self.base) % IOVA_SPACE
         first, pages = self._span(base, shape, strides, True)
         if first >= 0 and self._contiguous(pages):
             offset = int(pages[0]) + base - first * PAGE

@@ -10,12 +10,15 @@ import numpy as np
 
 from rknpu_userspace.isa import BY_OFFSET, Block
 
-from . import cna, core, dpu, dpu_rdma, pc
+from . import core, dpu, dpu_rdma, pc, ppu
 from .cbuf import Cbuf
 from .context import MAX_ELEMENTS, Context
+from .conv_task import read_config
 from .cost import MACS_PER_CYCLE, JobCost, Meter
 from .errors import IllegalConfig, TaskStopped, Unsupported, require
+from .lut_tables import LutTables
 from .memory import AddressSpace, BankStalled, BusError, DmaFault, DmaPort, JobAborted, WriteGuard
+from .precision import INTEGER, NAMES
 from .quirks import Quirks
 from .registers import (
     BLOCK_INDEX,
@@ -59,9 +62,10 @@ class NpuCore:
         self.reset()
 
     def reset(self) -> None:
-        """Power-on state: registers, pointers, CBUF and a stuck job are gone."""
+        """Power-on state: registers, pointers, look-up tables, CBUF and a stuck job are gone."""
         self.blocks = [BlockState(block) for block in BLOCKS]
         self.cbuf = Cbuf()
+        self.lut = LutTables()
         self._stuck = ""
         self._irq = 0
         self._extra: dict[int, int] = dict(_DMA_BLOCK_READS)
@@ -90,6 +94,8 @@ class NpuCore:
         local = offset - register.block.base
         if local == S_POINTER:
             state.write_pointer(value)
+        elif offset in pc.LUT_PORT:
+            self._lut_access(pc.LUT_PORT[offset], value)
         elif local > OPERATION_ENABLE:
             if unknown_bits(register, value):
                 self.log(
@@ -114,6 +120,12 @@ class NpuCore:
         if local == S_STATUS:
             return state.status()
         return state.groups[state.pointer][local // 4]
+
+    def _lut_access(self, kind: int, value: int) -> None:
+        if kind == pc.LUT_CONFIG:
+            self.lut.configure(value)
+        else:
+            self.lut.write(value)
 
     # jobs -----------------------------------------------------------------------------------------------------------
 
@@ -168,8 +180,10 @@ class NpuCore:
         commands, data = self._ports(spaces)
         number = task_con & pc.TASK_NUMBER_MASK
         require(number > 0, "TASK_NUMBER is zero")
-        if dma_base & ~0xF:
-            raise Unsupported(f"PC_TASK_DMA_BASE_ADDR {dma_base:#x}: it stalls the task")
+        dma_base &= ~0xF
+        if dma_base and self.quirks["task_dma_base"] == "stall":
+            raise IllegalConfig(f"PC_TASK_DMA_BASE_ADDR {dma_base:#x}: a table address other than 0 stalls the task")
+        data.base = dma_base
         irq = 0
         for done in range(number):
             meter = Meter()
@@ -195,7 +209,7 @@ class NpuCore:
         self, commands: DmaPort, data: DmaPort, regcmd: int, words: int, meter: Meter
     ) -> tuple[int, int] | None:
         """Fetch one task's words, write its registers, run what it enables; returns the link to the next task."""
-        require(words > 0, "a task without command words")
+        require(0 < words <= pc.MAX_WORDS, f"a task of {words} command words")
         require(regcmd % 16 == 0, f"command address {regcmd:#x} is not 16-byte aligned")
         raw = commands.read(regcmd, words * 8)
         meter.dma("pc", len(raw))
@@ -213,6 +227,8 @@ class NpuCore:
                 base = value
             elif kind == pc.LINK_AMOUNT:
                 amount = value
+            elif kind in (pc.LUT_CONFIG, pc.LUT_DATA):
+                self._lut_access(kind, value)
             elif kind == pc.SYNC:
                 synced = True
             elif kind == pc.ENABLE:
@@ -235,12 +251,18 @@ class NpuCore:
                 state.pending[state.executer],
                 f"{block.name}: group {state.executer ^ 1} was enabled, the executer waits for group {state.executer}",
             )
+            if block in _CONV_BLOCKS and self.quirks["s_pointer_core"] == "checked":
+                require(
+                    state.core_index == self.index,
+                    f"{block.name}_S_POINTER has the bits of core {state.core_index}, this is core {self.index}",
+                )
             fields[block] = decode(block, state.groups[state.executer])
-        context = Context(port, self.cbuf, self.quirks, meter, self._guard, self.log)
+        context = Context(port, self.cbuf, self.lut, self.quirks, meter, self._guard, self.log)
         if Block.PPU in fields or Block.PPU_RDMA in fields:
-            raise Unsupported("PPU")
-        require(Block.DPU in fields, f"operation enable {mask:#x}: no block puts out data")
-        run_dpu(context, fields)
+            run_ppu(context, fields)
+        else:
+            require(Block.DPU in fields, f"operation enable {mask:#x}: no block puts out data")
+            run_dpu(context, fields)
         self._irq = self._finish(enabled)
 
     def _finish(self, enabled: Sequence[Block]) -> int:
@@ -252,6 +274,8 @@ class NpuCore:
             if block in pc.IRQ_BIT and (self.quirks["irq_blocks"] == "all" or block is last):
                 for bit in pc.IRQ_BIT[block]:
                     irq |= 1 << (bit + state.executer)
+                if block is Block.PPU and self.quirks["ppu_irq"] == "ppu_and_dpu":
+                    irq |= 1 << (pc.IRQ_BIT[Block.DPU][0] + state.executer)
             state.finish()
         return irq
 
@@ -265,13 +289,14 @@ def run_dpu(ctx: Context, fields: dict[Block, Fields]) -> None:
     if flying:
         require(not conv, "DPU FLYING_MODE together with CNA or CORE")
         require(Block.DPU_RDMA in fields, "DPU FLYING_MODE without DPU_RDMA: nothing feeds the DPU")
+        ctx.meter.op = f"flying {NAMES[f['PROC_PRECISION']]} -> {NAMES[f['OUT_PRECISION']]}"
     else:
         require(len(conv) == 2, "a convolution needs CNA and CORE enabled together with the DPU")
-        task = cna.read_config(fields[Block.CNA])
+        task = read_config(fields[Block.CNA])
         ctx.meter.op = task.describe()
         ctx.meter.peak_macs = MACS_PER_CYCLE[task.code]
-        core.check(fields[Block.CORE], task)
-    dpu.check(f, task)
+        core.check(ctx, fields[Block.CORE], f, task)
+    dpu.check(ctx, f, task)
     elements = (f["WIDTH"] + 1) * (f["HEIGHT"] + 1) * (f["CHANNEL"] + 1)
     require(elements <= MAX_ELEMENTS, f"{elements} output elements in one task do not end before any timeout")
     feeds = dpu_rdma.Feeds()
@@ -279,15 +304,24 @@ def run_dpu(ctx: Context, fields: dict[Block, Fields]) -> None:
         dpu_rdma.check(fields[Block.DPU_RDMA], f)
         feeds = dpu_rdma.feed(ctx, fields[Block.DPU_RDMA], f)
     if task is not None:
-        values = core.convolve(ctx, fields[Block.CNA], fields[Block.CORE], f, task)
+        zero_point = 0 if f["OD_BYPASS"] or task.code not in INTEGER else dpu_rdma.zero_points(f, feeds)
+        values = core.convolve(ctx, fields[Block.CNA], fields[Block.CORE], task, zero_point)
     elif feeds.main is not None:
         values = feeds.main
     else:
         raise IllegalConfig("DPU FLYING_MODE without main data")
     ctx.guard.check()
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        raw = dpu.process(ctx, f, dpu.main_channels(f, values), feeds)
+        raw = dpu.process(ctx, f, values, feeds)
     dpu.write_out(ctx, f, raw, task)
+
+
+def run_ppu(ctx: Context, fields: dict[Block, Fields]) -> None:
+    """A pooling task."""
+    if set(fields) != {Block.PPU, Block.PPU_RDMA}:
+        names = " ".join(block.name for block in fields)
+        raise Unsupported(f"PPU together with other blocks or without PPU_RDMA ({names})")
+    ppu.run(ctx, fields[Block.PPU], fields[Block.PPU_RDMA])
 
 
 def _result(outcome: str, irq: int, reason: str, cost: JobCost, fault: FaultInfo | None, status: int) -> TaskResult:

@@ -17,7 +17,7 @@ from rknpu_userspace.isa import BY_OFFSET, OPERATION_ENABLE, TARGET_ENABLE, TARG
 from .memory import Bytes
 from .registers import BLOCK_INDEX, BLOCKS, S_POINTER, unknown_bits
 
-WRITE, POINTER, LINK_BASE, LINK_AMOUNT, SYNC, ENABLE, UNKNOWN = range(7)
+WRITE, POINTER, LINK_BASE, LINK_AMOUNT, SYNC, ENABLE, UNKNOWN, LUT_CONFIG, LUT_DATA = range(9)
 
 _PC_BASE_ADDRESS = 0x0010
 _PC_REGISTER_AMOUNTS = 0x0014
@@ -28,6 +28,10 @@ _ONE_HOT = {block.target & _BLOCK_BITS: block for block in (Block.PC, *BLOCKS)}
 _ENABLE_BITS = {block.enable_bit: block for block in BLOCKS}
 _ENABLE_RESERVED = 1 << 1
 _CACHE_SIZE = 256
+LUT_PORT = {0x4100: LUT_CONFIG, 0x4104: LUT_DATA}
+"""The look-up table's access port: not part of a register group."""
+MAX_WORDS = 2 << 16
+"""What PC_REGISTER_AMOUNTS can express."""
 
 TASK_NUMBER_MASK = 0xFFF
 IRQ_BIT = {Block.CNA: (0, 2, 4), Block.CORE: (6,), Block.DPU: (8,), Block.PPU: (10,)}
@@ -80,6 +84,8 @@ def _decode_word(word: int) -> Access | None:
     local = offset - block.base
     if local == OPERATION_ENABLE or local == 0:
         return _unknown(word, f"{register.name} in a command stream")
+    if offset in LUT_PORT:
+        return Access(LUT_PORT[offset], 0, 0, value, "")
     return Access(POINTER if local == S_POINTER else WRITE, BLOCK_INDEX[block], local // 4, value, "")
 
 

@@ -2,9 +2,10 @@
 """Behaviour that public sources leave open or contradict: one named switch each, with the evidence for its default.
 
 A JSON file ``{"quirks": {name: value, ...}}`` (or just the inner object), as measured on a board, replaces defaults.
-Source names: TRM = RK3588 technical reference manual part 1 chapter 36; RN/RU = rockchip-npu-notes and
-rocket-userspace by gregordinary; HM = rknpu2_matmul_open by happyme531; WQ = orangepi5plus-npu by widgetii; Mesa =
-src/gallium/drivers/rocket; NVDLA = the open design whose structure this NPU shares.
+The first value of each row is the default. Source names: TRM = RK3588 technical reference manual part 1 chapter 36;
+RN/RU = rockchip-npu-notes and rocket-userspace by gregordinary (measured on boards); HM = rknpu2_matmul_open by
+happyme531; WQ = orangepi5plus-npu by widgetii; AB = rk3588 by allbilly; Mesa = src/gallium/drivers/rocket; NVDLA = the
+open design whose structure this NPU shares.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ def _q(name: str, values: str, evidence: str, experiment: str) -> Quirk:
     return Quirk(name, default, tuple(alternatives), evidence, experiment)
 
 
-TABLE: tuple[Quirk, ...] = (
+_FRONT_END = (
     _q(
         "core0_banks",
         "pc0_data1 all0 all1",
@@ -56,6 +57,12 @@ TABLE: tuple[Quirk, ...] = (
         "TASK_NUMBER 2 with a first task that has no link: time and PC_INTERRUPT_RAW_STATUS",
     ),
     _q(
+        "s_pointer_core",
+        "checked ignored",
+        "RN, 24 of 24 jobs: CNA and CORE S_POINTER without the bits of the own core make the task hang; TRM: reserved",
+        "rewrite CNA S_POINTER to 0xE in the stream of a job on core 1",
+    ),
+    _q(
         "irq_blocks",
         "all last",
         "TRM: each block and group has its own bit in the raw status; the driver looks at the DPU bits only",
@@ -68,53 +75,26 @@ TABLE: tuple[Quirk, ...] = (
         "never set by a pooling task",
         "pooling task: elapsed time and PC_INTERRUPT_RAW_STATUS",
     ),
+)
+_CONVOLUTION = (
     _q(
-        "tie_rounding",
-        "half_even half_up half_away",
-        "output converter, bit 30 clear; TRM: half to even, measured so on RK3576 (RU); WQ: half up; NVDLA: half away",
-        "int8 1x1 convolution with SCALE 2^14, SHIFT 15 and odd accumulators of both signs",
-    ),
-    _q(
-        "truncate_rounding",
-        "half_even half_up half_away",
-        "CLIP_TRUNCATE, bit 6 clear; TRM: half to even; WQ uses half up",
-        "int8 -> int32 with CLIP_TRUNCATE 1 and odd accumulators of both signs",
-    ),
-    _q(
-        "mul_shift_rounding",
-        "half_up half_even half_away floor",
-        "shift after the BS and BN multipliers; the TRM names no rule; WQ's guide-bit half up equals TFLite on a board",
-        "BS MUL with operand 1, shift 1 and odd accumulators of both signs, int32 output",
-    ),
-    _q(
-        "mul_shift_neg",
-        "negative_values ignored",
-        "Rockchip's compiler always writes the same number to MUL_SHIFT_VALUE and to MUL_SHIFT_VALUE_NEG (14/14, 1/1)",
-        "BS MUL with operand 1, shift 1, NEG shift 3 and accumulators of both signs",
-    ),
-    _q(
-        "float_out_shift",
-        "floor nearest",
-        "RN: int8 -> fp32 with OUT_CVT_SHIFT 1 floors; the int8 output rounds to nearest",
-        "int8 -> fp32 with SHIFT 1 and odd accumulators of both signs",
-    ),
-    _q(
-        "bn_order",
-        "mul_alu alu_mul",
-        "RN measured index = x * BN_MUL + BN_ALU for the look-up table; BS is ALU then MUL by Rockchip's own streams",
-        "int32 flying task with BN ALU +3 and MUL x2",
+        "float_accumulation",
+        "groups_of_32 once",
+        "RN, 1.3e8 fp16 outputs of three cores bit for bit: products of a group of 32 channels summed exactly, "
+        "rounded to fp32, group sums added in fp32 in order; but output lane 0 of 16 is sometimes one bit lower",
+        "fp16 matmul, K = 512, random operands, against both models",
     ),
     _q(
         "accumulator_overflow",
         "saturate wrap",
-        "RN saw int16 sums saturate at int32; HM treats int8 sums as wrapping (not reachable with legal int8 sizes)",
+        "RN: int16 sums up to 2^35 come out clamped to int32; HM treats int8 sums as wrapping (no legal int8 size can)",
         "int16 matmul whose sums exceed 2^31",
     ),
     _q(
-        "dpu_int_overflow",
-        "wrap saturate",
-        "HM: int32 element-wise add is exact modulo 2^32; NVDLA saturates its stages",
-        "int32 flying add of 2^31 - 1 and 1",
+        "truncate_rounding",
+        "half_even half_up half_away floor",
+        "CLIP_TRUNCATE, ROUND_TYPE clear; TRM: half to even; WQ uses half up",
+        "int8 -> int32 with CLIP_TRUNCATE 1 and odd accumulators of both signs",
     ),
     _q(
         "pad_direct",
@@ -125,8 +105,8 @@ TABLE: tuple[Quirk, ...] = (
     _q(
         "pad_depthwise",
         "pair_then_byte0 byte0 pair",
-        "board capture of a depthwise task (RU teflon-dw-capture): 16-bit pattern by channel parity in channels 0-31, "
-        "byte 0 in channels 32-63 of a group; 4096 of 4096 outputs fit",
+        "captures (RU teflon-dw-capture; RN corner probe): odd channels among the first 32 of each 64 read byte 1, "
+        "all others byte 0",
         "depthwise 3x3 with PAD_CON1 = 0x04030201, C = 128",
     ),
     _q(
@@ -142,12 +122,101 @@ TABLE: tuple[Quirk, ...] = (
         "int4 1x1 convolution with a single non-zero nibble",
     ),
     _q(
-        "subnormals",
-        "kept flushed",
-        "HM: an fp16 coefficient of 2^-24 multiplies exactly in the element-wise stage; MAC inputs are not tested",
-        "fp16 K = 1 with subnormal operands",
+        "nonalign_line_unit",
+        "pixels bytes",
+        "packed images: Mesa writes max(W, 16) for one byte a pixel, Rockchip's compiler 8 for 7 pixels of 3 x fp16",
+        "3-channel int8 image with LINE_STRIDE W and 3 W",
+    ),
+    _q(
+        "partial_kernel_group",
+        "hang completes",
+        "RN: int8 output whose channels end inside a group of 32 (depthwise 64): that group is not written, a hang",
+        "int8 -> int8 with DATAOUT_CHANNEL 48",
     ),
 )
+_DPU = (
+    _q(
+        "tie_rounding",
+        "half_even half_up half_away",
+        "output converter, CVT_ROUND clear; TRM and RN (RK3588, 128 ties, two shifts): half to even; WQ: half up",
+        "int8 1x1 convolution with SCALE 2^14, SHIFT 15 and odd accumulators of both signs",
+    ),
+    _q(
+        "round_bit_set",
+        "half_away half_up",
+        "a rounding bit that is set; RN (RK3588, 128 ties): half away from zero; TRM: 'carry 1 no matter'",
+        "as tie_rounding with bit 30 set",
+    ),
+    _q(
+        "out_scale_sign",
+        "signed unsigned",
+        "RN: OUT_CVT_SCALE 0x8000 multiplies by -32768, 64 of 64 elements at two scales",
+        "int8 requantisation with SCALE 0x8000",
+    ),
+    _q(
+        "float_out_shift",
+        "nearest floor",
+        "integer sums to floats with OUT_CVT_SHIFT: RN measured half to even through fp32 output, its older note "
+        "says floor",
+        "int8 -> fp32 with SHIFT 1 and odd accumulators of both signs",
+    ),
+    _q(
+        "mul_shift_rounding",
+        "half_even half_up half_away floor",
+        "shift after the BS and BN multipliers; RN: half to even explains 9216 of 9216 elements, half up 9174",
+        "BS MUL with operand 1, shift 1 and odd accumulators of both signs, int32 output",
+    ),
+    _q(
+        "mul_shift_sign",
+        "product input ignored",
+        "RN: MUL_SHIFT_VALUE shifts non-negative products, MUL_SHIFT_VALUE_NEG negative ones, 9216 of 9216 elements",
+        "BS MUL with operand -1, shift 1, NEG shift 3 and accumulators of both signs",
+    ),
+    _q(
+        "bn_order",
+        "mul_alu alu_mul",
+        "RN measured index = x * BN_MUL + BN_ALU for the look-up table; BS is ALU then MUL by Rockchip's own streams",
+        "int32 flying task with BN ALU +3 and MUL x2",
+    ),
+    _q(
+        "dpu_int_overflow",
+        "saturate wrap",
+        "RN: BS products and element-wise sums saturate at int32 on every element; HM calls its int32 sums modular",
+        "int32 flying add of 2^31 - 1 and 1",
+    ),
+    _q(
+        "ew_cvt_rounding",
+        "half_even half_up half_away floor",
+        "operand converter of EW, EW_CVT_ROUND clear; TRM: half to even; nobody has measured it",
+        "int8 residual add with CVT_SCALE 1, CVT_SHIFT 1 and odd operands",
+    ),
+    _q(
+        "ew_unary",
+        "main operand",
+        "ABS, NEG, FLOOR and CEIL of EW_ALU_ALGO are named by the TRM only; which input they take is not said",
+        "fp16 flying task with EW_ALU_ALGO 5..8, main and operand different",
+    ),
+    _q(
+        "lut_index_rounding",
+        "half_even floor",
+        "fp32 to the integer index of the look-up table: no source",
+        "dump all entries through a ramp with index scale 1 and half steps",
+    ),
+    _q(
+        "lut_interpolation",
+        "floor half_even half_up",
+        "rounding of the linear interpolation between two entries: no source",
+        "table 0, 1, 0, 1 ... with index step 32 and a ramp",
+    ),
+    _q(
+        "lut_zero",
+        "two_to_17 zero",
+        "RN sees +4 where an entry is 0 (MINUS_EXP 15), +128 (10) and +16 (13) where the decoded value is 0, flat runs "
+        "and x = 0 of signed outputs alike: all are 2^17 x 2^-MINUS_EXP, so entry + offset = 0 decodes as 2^17",
+        "table with entries 0, offset 0, MINUS_EXP 10, 13 and 15",
+    ),
+)
+TABLE: tuple[Quirk, ...] = _FRONT_END + _CONVOLUTION + _DPU
 BY_NAME = {quirk.name: quirk for quirk in TABLE}
 
 
@@ -165,6 +234,10 @@ class Quirks:
 
     def __getitem__(self, name: str) -> str:
         return self._values[name]
+
+    def rounding(self, name: str, bit: int) -> str:
+        """Rounding mode of a unit: quirk ``name`` while its rounding bit is clear."""
+        return self._values["round_bit_set"] if bit else self._values[name]
 
     def as_dict(self) -> dict[str, str]:
         """All values in force, by name."""

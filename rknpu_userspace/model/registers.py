@@ -38,10 +38,12 @@ class BlockState:
         self.pointer = 0
         self.executer = 0
         self.mode = 0
+        self.core_index = 0
 
     def write_pointer(self, value: int) -> None:
         """S_POINTER: bit 0 counts only while the pointer does not toggle by itself (every task rewrites 0xE)."""
         self.mode = value & _STORED
+        self.core_index = value >> 28
         if not value & _POINTER_PP_EN:
             self.pointer = value & 1
         if value & _POINTER_PP_CLEAR:
@@ -51,7 +53,7 @@ class BlockState:
 
     def read_pointer(self) -> int:
         """S_POINTER as the CPU reads it."""
-        return self.mode | self.pointer | self.executer << 16
+        return self.mode | self.pointer | self.executer << 16 | self.core_index << 28
 
     def enable(self) -> None:
         """Operation enable: the group that was written is ready, and the writer moves on."""

@@ -143,7 +143,7 @@ class Task:
         out = []
         blocks = {block for block in Block if block.enable_bit is not None and self.mask >> block.enable_bit & 1}
         if self.pointers:
-            for block in blocks:
+            for block in blocks - {Block.CNA, Block.CORE}:  # those two belong to the driver
                 name = next(n for n, r in BY_NAME.items() if r.block is block and r.offset == block.base + 4)
                 out.append(write(BY_NAME[name], 0xE))
         for name, register in BY_NAME.items():

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -24,6 +26,8 @@ from streams import (
     run_conv,
     unpack_cube,
 )
+
+from rknpu_userspace.model.quirks import Quirks
 
 RANGE = {"int8": 128, "int4": 8, "int16": 180, "fp16": 12, "bf16": 12, "tf32": 12}
 OUTPUTS = {
@@ -162,13 +166,13 @@ def bias_and_requant(task: Task, address: int, scale: int, shift: int, offset: i
     task.set("DPU_OUT_CVT_SHIFT", OUT_CVT_SHIFT=shift, CVT_ROUND=int(half_up))
 
 
-def exact_requant(acc: int, scale: int, shift: int, offset: int, half_up: bool) -> int:
-    """sat8(round(acc * scale / 2^shift) + offset) in Python integers."""
-    product, half = acc * scale, (1 << shift) >> 1
-    down = product >> shift
-    rest = product - (down << shift)
-    up = shift > 0 and (rest > half or (rest == half and (half_up or down & 1 == 1)))
-    return max(-128, min(127, down + int(up) + offset))
+def exact_requant(acc: int, scale: int, shift: int, offset: int, away: bool) -> int:
+    """sat8(round(acc * scale / 2^shift) + offset) in Python integers; scale is a signed 16-bit number."""
+    product, half = acc * (scale - 65536 if scale >= 32768 else scale), (1 << shift) >> 1
+    magnitude, sign = abs(product), -1 if product < 0 else 1
+    down, rest = magnitude >> shift, magnitude & ((1 << shift) - 1)
+    up = shift > 0 and (rest > half or (rest == half and (away or down & 1 == 1)))
+    return max(-128, min(127, sign * (down + int(up)) + offset))
 
 
 @settings(max_examples=60, deadline=None)
@@ -189,8 +193,6 @@ def test_requantisation(scale: int, shift: int, offset: int, half_up: bool, seed
 
 @pytest.mark.parametrize("rule", ["half_even", "half_up", "half_away"])
 def test_ties_follow_the_quirk(rule: str) -> None:
-    from rknpu_userspace.model.quirks import Quirks
-
     bench = Bench(quirks=Quirks({"tie_rounding": rule}))
     conv = Conv(INT8, 1, 8, 16, 32, out="int8")
     x = np.zeros((1, 8, 16), int)
@@ -216,7 +218,8 @@ def test_ties_follow_the_quirk(rule: str) -> None:
 @pytest.mark.parametrize(
     ("fmt", "out"), [(FP16, "fp16"), (FP16, "fp32"), (BF16, "fp32"), (BF16, "bf16"), (TF32, "fp32")]
 )
-def test_floats_are_rounded_once(bench: Bench, rng: np.random.Generator, fmt: Format, out: str) -> None:
+def test_floats_are_rounded_once(rng: np.random.Generator, fmt: Format, out: str) -> None:
+    bench = Bench(quirks=Quirks({"float_accumulation": "once"}))
     conv = Conv(fmt, 9, 5, 100, 37, (3, 3), pad=(1, 1, 1, 1), out=out)
     x = rng.standard_normal((9, 5, 100)).astype(np.float32)
     w = rng.standard_normal((37, 3, 3, 100)).astype(np.float32)
@@ -231,6 +234,42 @@ def test_floats_are_rounded_once(bench: Bench, rng: np.random.Generator, fmt: Fo
         assert np.array_equal(y[..., :37], single.astype(np.float16))
     else:
         assert (np.abs(y[..., :37] - single) <= np.abs(single) * 2.0**-8).all()
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_fp16_sums_are_those_that_boards_show(bench: Bench, rng: np.random.Generator, kernel: int) -> None:
+    """Products of 32 channels exactly, rounded to fp32, added in fp32 in order of the weights in memory."""
+    conv = Conv(FP16, 5, 4, 72, 24, (kernel, kernel), out="fp32")
+    x = rng.standard_normal((5, 4, 72)).astype(np.float16)
+    w = rng.standard_normal((24, kernel, kernel, 72)).astype(np.float16)
+    result, y = run_conv(bench, conv, x, w)
+    assert result.outcome == "done", result.reason
+    oh, ow = conv.out_size
+    for oy in range(oh):
+        for ox in range(ow):
+            for n in range(24):
+                total = np.float32(0)
+                for c in range(0, 72, 32):
+                    for ky in range(kernel):
+                        for kx in range(kernel):
+                            a = x[oy + ky, ox + kx, c : c + 32].astype(np.float64)
+                            b = w[n, ky, kx, c : c + 32].astype(np.float64)
+                            total = np.float32(total + np.float32(math.fsum((a * b).tolist())))
+                assert y[oy, ox, n] == total
+
+
+def test_large_fp16_matmul_in_parallel_is_the_same(rng: np.random.Generator) -> None:
+    """The blocks and threads of the model do not show."""
+    x = rng.standard_normal((70, 1, 512)).astype(np.float16)
+    w = rng.standard_normal((600, 1, 1, 512)).astype(np.float16)
+    bench = Bench()
+    result, y = run_conv(bench, Conv(FP16, 70, 1, 512, 600, out="fp32"), x, w)
+    assert result.outcome == "done", result.reason
+    a, b = x.reshape(70, 512).astype(np.float64), w.reshape(600, 512).astype(np.float64)
+    total = np.zeros((70, 600), np.float32)
+    for k in range(0, 512, 32):
+        total += (a[:, k : k + 32] @ b[:, k : k + 32].T).astype(np.float32)
+    assert np.array_equal(y[:, 0, :600], total)
 
 
 def _drop(bits: int) -> object:

@@ -54,6 +54,8 @@ ILLEGAL = [
     ("BS waits for an ALU operand", {"DPU_BS_CFG": 0x20150}),
     ("the main feed (MRDMA) is enabled", {"DPU_RDMA_RDMA_FEATURE_MODE_CFG": 0x7800}),
     ("DPU_RDMA WIDTH 0 differs", {"DPU_RDMA_RDMA_DATA_CUBE_WIDTH": 0}),
+    ("COMB_USE 5 needs both", {"DPU_RDMA_RDMA_FEATURE_MODE_CFG": 0x7D00}),
+    ("CNA_S_POINTER has the bits of core 1", {}),
 ]
 RESIZED = {"DPU expects 3x4 pixels", "DPU expects 64 channels"}
 
@@ -63,7 +65,10 @@ def test_illegal_configuration_hangs_and_names_the_rule(bench: Bench, rule: str,
     conv, task = small(bench, CONV if rule in RESIZED else CONV_RDMA)
     before = bench.get(conv.dst, conv.out_bytes())
     task.regs.update(registers)
-    result = bench.run(task)
+    words = task.words()
+    if "S_POINTER" in rule:
+        words = np.concatenate([np.array([pack(0x0201, 0x1004, 0x1000000E)], np.uint64), words])
+    result = bench.machine.run_task(0, bench.put(words), len(words))
     assert result.outcome == "hang"
     assert result.reason.startswith("illegal configuration: ")
     assert rule in result.reason
@@ -74,7 +79,9 @@ def test_illegal_configuration_hangs_and_names_the_rule(bench: Bench, rule: str,
 
 UNSUPPORTED = [
     ("CNA NN_MODE", {"CNA_CONV_CON3": 0x10000009}),
-    ("CNA DECONV", {"CNA_CONV_CON1": 1 << 16}),
+    ("input converter on a feature cube", {"CNA_CVT_CON0": 8}),
+    ("ARGB_IN 1 ", {"CNA_CONV_CON1": 0x60001000}),
+    ("DECOMP_CONTROL 3", {"CNA_DCOMP_CTRL": 3}),
     ("CONV_MODE 5", {"CNA_CONV_CON1": 5}),
     ("FC_SKIP_EN", {"CNA_FC_CON0": 1}),
     ("IN_PRECISION 2 with PROC_PRECISION 0", {"CNA_CONV_CON1": 0x20}),
@@ -84,6 +91,10 @@ UNSUPPORTED = [
     ("DPU MINMAX_CTL", {"DPU_DATA_CUBE_HEIGHT": 0x400003}),
     ("OUT_PRECISION 7", {"DPU_DATA_FORMAT": 0xE0000000}),
     ("BS_ALU_ALGO 7", {"DPU_BS_CFG": 0x70050}),
+    ("BS_TRUNCATE_SRC", {"DPU_BS_CFG": 0x42, "DPU_BS_MUL_CFG": 2}),
+    ("brdma DATA_USE 0xf", {"DPU_RDMA_RDMA_BRDMA_CFG": 0x1E}),
+    ("UNPOOLING_EN", {"DPU_RDMA_RDMA_SRC_DMA_CFG": 1 << 12}),
+    ("COMB_USE 2", {"DPU_RDMA_RDMA_FEATURE_MODE_CFG": 0x7A10}),
 ]
 
 

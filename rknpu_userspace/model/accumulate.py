@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: MIT
+"""Summation of the float formats.
+
+RN measured fp16 on three cores of boards (1.3e8 outputs): the products of an aligned group of 32 channels are summed
+exactly and rounded once to fp32, nearest even; the group sums are added in fp32 in order, starting from zero. (Output
+lane 0 of 16 is now and then one bit lower, with no known rule; the model does not do that.) The quirk ``once`` sums
+everything in float64 and rounds once.
+
+For a kernel of more than one tap the order of the groups is that of the weights in memory: channel groups outside,
+taps inside. That, and the same scheme for bf16 and tf32, is an assumption. A group is summed in float64, whose
+53 bits hold the sum of 32 products exactly unless their magnitudes differ by more than 2^29.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+
+import numpy as np
+
+from .precision import Array
+
+_BLOCK_OUTPUTS = 1 << 14
+_BLOCK_COLUMNS = 256
+_PARALLEL_MACS = 1 << 22
+
+Columns = tuple[slice, slice]
+"""A group: its columns in the patch matrix and in the weight matrix."""
+
+
+@lru_cache(maxsize=1)
+def _pool() -> tuple[int, ThreadPoolExecutor | None]:
+    """Worker threads: as many as BLAS is allowed, at most four."""
+    allowed = os.environ.get("OPENBLAS_NUM_THREADS", "")
+    count = int(allowed) if allowed.isdigit() and int(allowed) > 0 else os.cpu_count() or 1
+    count = min(count, os.cpu_count() or 1, 4)
+    return count, ThreadPoolExecutor(count, "npu-float") if count > 1 else None
+
+
+def _blocks(rows: int, columns: int) -> list[Columns]:
+    width = max(_BLOCK_COLUMNS, _BLOCK_OUTPUTS // rows)
+    height = max(8, _BLOCK_OUTPUTS // min(width, columns))
+    return [
+        (slice(m, min(m + height, rows)), slice(n, min(n + width, columns)))
+        for m in range(0, rows, height)
+        for n in range(0, columns, width)
+    ]
+
+
+def add_groups(total: Array, patches: Array, weights: Array, groups: Sequence[Columns]) -> None:
+    """``total`` (float32 [pixel][kernel]) += rounded sums of each group, in order.
+
+    ``patches`` float64 [pixel][column], ``weights`` float64 [kernel][column].
+    """
+
+    def block(where: Columns) -> None:
+        rows, columns = where
+        target = total[rows, columns]
+        exact = np.empty(target.shape, np.float64)
+        rounded = np.empty(target.shape, np.float32)
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            for left, right in groups:
+                np.matmul(patches[rows, left], weights[columns, right].T, out=exact)
+                np.copyto(rounded, exact, casting="same_kind")
+                np.add(target, rounded, out=target)
+
+    blocks = _blocks(*total.shape)
+    _, pool = _pool()
+    if pool is None or len(blocks) < 2 or total.size * patches.shape[1] < _PARALLEL_MACS:
+        for where in blocks:
+            block(where)
+    else:
+        list(pool.map(block, blocks))
