@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: MIT
+"""``npulab bench``: measures the figures that the kit promises, each with its goal and the command that makes it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from lab.errors import ExitCode, KitError
+from lab.output import Output
+from lab.virt.results import new_results_dir
+
+HELP = "measure the figures that the kit promises"
+AREAS = ("virt",)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options."""
+    parser.add_argument("area", nargs="?", default="virt", metavar="AREA", help=f"one of: {' '.join(AREAS)}")
+    parser.add_argument("--quick", action="store_true", help="leave out what takes more than a minute")
+    parser.add_argument("--soak", type=int, metavar="N", help="boots in a row (default 200, with --quick 3)")
+    parser.add_argument(
+        "--kernel", choices=("fast", "distro"), default="fast", help="trimmed mainline, or Debian's own"
+    )
+
+
+def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    """Measure, print the table; not ok when a figure misses its goal."""
+    if args.area not in AREAS:
+        raise KitError(ExitCode.USAGE, f"there are no figures of {args.area}", f"areas: {' '.join(AREAS)}")
+    from lab.virt.figures import measure
+
+    results = new_results_dir("bench")
+    figures = measure(args.kernel, results, out, quick=args.quick, soak_boots=args.soak)
+    rows = [figure.cells() for figure in figures]
+    out.table("figures", ["figure", "value", "unit", "goal", "", "command"], rows)
+    out.say(f"logs: {results}")
+    documents = [figure.document() for figure in figures]
+    return {"ok": all(figure.ok for figure in figures), "figures": documents, "results": str(results)}
