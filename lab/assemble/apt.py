@@ -28,8 +28,8 @@ from lab.process import require, run
 TARGET = "arm64"
 
 _NETWORK = re.compile(
-    r"Could not resolve|Temporary failure|Could not connect|Connection (?:refused|timed out|failed)|Network is unreachable"
-    r"|Unable to connect|Could not handshake|Failed to fetch"
+    r"Could not resolve|Temporary failure|Could not connect|Network is unreachable"
+    r"|Connection (?:refused|timed out|failed)|Unable to connect|Could not handshake|Failed to fetch"
 )
 _FULL = re.compile(r"No space left on device|not enough free space|Disk quota exceeded")
 _UNSIGNED = re.compile(r"NO_PUBKEY|not signed|EXPKEYSIG|BADSIG|invalid signature|Missing key")
@@ -310,5 +310,3 @@ def _present(work: Path) -> int:
             except OSError:
                 continue
     return seen
-
-

@@ -2,8 +2,8 @@
 """Artifact sets: a directory with ``manifest.json``; every later step takes a set, never loose files.
 
 Layout of a set: ``Image``, ``config``, ``dtbs/<board>.dtb``, ``rootfs.ext4``, ``kit.ext4``, ``qemu-system-aarch64``,
-``ssh_key`` (0600), ``ssh_host_key.pub``, and with a modular kernel ``initrd.img``. The manifest names each file with its
-SHA-256 and size and says what it was made from; its JSON schema is ``manifest.schema.json`` beside this module.
+``ssh_key`` (0600), ``ssh_host_key.pub``, and with a modular kernel ``initrd.img``. The manifest names each file with
+its SHA-256 and size and says what it was made from; its JSON schema is ``manifest.schema.json`` beside this module.
 """
 
 from __future__ import annotations
@@ -128,9 +128,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise KitError(ExitCode.USAGE, f"{path / MANIFEST}: not JSON: {error}", "build the set again") from error
     except jsonschema.ValidationError as error:
         place = "/".join(str(part) for part in error.absolute_path) or "top level"
-        raise KitError(
-            ExitCode.USAGE, f"{path / MANIFEST}: {place}: {error.message}", "build the set again"
-        ) from error
+        raise KitError(ExitCode.USAGE, f"{path / MANIFEST}: {place}: {error.message}", "build the set again") from error
     return manifest
 
 

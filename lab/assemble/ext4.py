@@ -32,7 +32,7 @@ def make_image(tree: Path, image: Path, *, label: str, spare: int, uuid: str, ep
     blocks, inodes = _blocks(tree)
     inodes = inodes + 64 + spare // (64 << 10)
     size = blocks + blocks // 50 + inodes // 16 + 256 + spare // BLOCK
-    command = [
+    command: list[str | Path] = [
         *(require("fakeroot", "fakeroot"), "--", require("mke2fs", "e2fsprogs"), "-q", "-F", "-t", "ext4"),
         *("-b", str(BLOCK), "-I", "256", "-N", str(inodes), "-m", "0", "-O", FEATURES, "-L", label, "-U", uuid),
         *("-E", f"root_owner=0:0,hash_seed={uuid},lazy_itable_init=0,nodiscard", "-d", tree, image, str(size)),

@@ -92,7 +92,9 @@ def _download(address: str, partial: Path, out: Output) -> None:
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing is left to fetch; the hash decides
             return
-        raise KitError(ExitCode.INFRASTRUCTURE, f"{address}: {error.code} {error.reason}", "check the address") from error
+        raise KitError(
+            ExitCode.INFRASTRUCTURE, f"{address}: {error.code} {error.reason}", "check the address"
+        ) from error
     except (urllib.error.URLError, TimeoutError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise KitError(

@@ -57,7 +57,7 @@ class HostPython:
         loaders = [*self.root.glob(f"usr/lib*/{_LOADERS[self.architecture]}"), library / _LOADERS[self.architecture]]
         loader = next(path for path in loaders if path.exists())
         # not compileall's own -j: its helper processes start sys.executable, which is the loader here
-        command = [
+        command: list[str | Path] = [
             *(loader, "--library-path", library, self.root / f"usr/bin/python{self.version}", "-m", "compileall"),
             *("-q", "--invalidation-mode", "unchecked-hash", "-s", str(tree), "-p", seen_as, *parts),
         ]

@@ -9,7 +9,6 @@ touches.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -138,7 +137,7 @@ class _Builder:
         return steps
 
     def _environment(self) -> dict[str, str]:
-        environment = {
+        return {
             "KBUILD_BUILD_TIMESTAMP": "1970-01-01",
             "KBUILD_BUILD_USER": "npulab",
             "KBUILD_BUILD_HOST": "npulab",
@@ -147,9 +146,6 @@ class _Builder:
             "CCACHE_BASEDIR": str(self.cache.root),
             "CCACHE_NOHASHDIR": "1",
         }
-        if "CCACHE_DIR" not in os.environ:
-            environment["CCACHE_DIR"] = str(self.cache.root / "ccache")
-        return environment
 
     def configure(self) -> None:
         """allnoconfig with the fragments, checked line by line."""

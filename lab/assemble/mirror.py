@@ -20,7 +20,19 @@ SUITE = "trixie"
 BACKPORTS = f"{SUITE}-backports"
 
 DEBIAN_SUITES = frozenset(
-    ["oldoldstable", "oldstable", "stable", "testing", "unstable", "bullseye", "bookworm", "trixie", "forky", "duke", "sid"]
+    [
+        "oldoldstable",
+        "oldstable",
+        "stable",
+        "testing",
+        "unstable",
+        "bullseye",
+        "bookworm",
+        "trixie",
+        "forky",
+        "duke",
+        "sid",
+    ]
 )
 KEYRINGS = (
     "usr/share/keyrings/debian-archive-keyring.gpg",
@@ -116,7 +128,7 @@ def _keyring(root: Path, signed_by: str) -> Path:
 def find(chosen: str | None = None, root: Path = Path("/")) -> Mirror:
     """The mirror to use: ``chosen``, the environment's, or the machine's own.
 
-    ``root`` is where ``etc/apt`` and the keyrings are looked for. Raises KitError when there is no mirror or no keyring.
+    ``root`` is where ``etc/apt`` and the keyrings are looked for. Raises KitError without a mirror or a keyring.
     """
     named = chosen or os.environ.get(ENVIRONMENT)
     if named:
@@ -133,4 +145,3 @@ def find(chosen: str | None = None, root: Path = Path("/")) -> Mirror:
         "this machine's apt configuration names no Debian mirror (is this Ubuntu?)",
         f"name one: --debian-mirror URI or {ENVIRONMENT}=URI, and apt-get install debian-archive-keyring",
     )
-

@@ -38,14 +38,16 @@ UUID = "6e70756c-6162-4000-8000-000000000001"
 
 PACKAGES = ("base-files", "busybox-static", "dropbear-bin", "openssh-sftp-server", "python3", "python3-numpy")
 
-LEFT_OUT = frozenset(
-    # needed by maintainer scripts, log-in through PAM, or a part that is pruned below
-    """adduser awk base-passwd debconf dpkg gawk init-system-helpers libacl1 libattr1 libaudit-common libaudit1 libbsd0
-    libcap-ng0 libcap2 libcbor0.10 libcom-err2 libdb5.3t64 libdebconfclient0 libedit2 libfido2-1 libgssapi-krb5-2
-    libk5crypto3 libkeyutils1 libkrb5-3 libkrb5support0 libmd0 libpam-modules libpam-modules-bin libpam0g libpcre2-8-0
-    libselinux1 libsemanage-common libsemanage2 libsepol2 libssl3t64 libsystemd0 libudev1 login.defs mawk media-types
-    netbase openssh-client openssl-provider-legacy passwd python3-numpy-dev tar tzdata""".split()
-)
+# needed only by maintainer scripts, by log-in through PAM, or by a part that is pruned below
+_LEFT_OUT = """
+    adduser awk base-passwd debconf dpkg gawk init-system-helpers libacl1 libattr1 libaudit-common libaudit1
+    libbsd0 libcap-ng0 libcap2 libcbor0.10 libcom-err2 libdb5.3t64 libdebconfclient0 libedit2 libfido2-1
+    libgssapi-krb5-2 libk5crypto3 libkeyutils1 libkrb5-3 libkrb5support0 libmd0 libpam-modules
+    libpam-modules-bin libpam0g libpcre2-8-0 libselinux1 libsemanage-common libsemanage2 libsepol2 libssl3t64
+    libsystemd0 libudev1 login.defs mawk media-types netbase openssh-client openssl-provider-legacy passwd
+    python3-numpy-dev tar tzdata
+"""
+LEFT_OUT = frozenset(_LEFT_OUT.split())
 
 PRUNED = (
     "usr/share/doc",
@@ -91,41 +93,50 @@ APPLETS_ELSEWHERE = ("init", "linuxrc", "dpkg", "dpkg-deb", "rpm", "rpm2cpio", "
 """Applets that get no link: another program has the name, or it has no use here."""
 
 
-def build(apt: Apt, cache: Cache, jobs: int, out: Output, log: Path) -> Path:
+class Plan:
+    """What the image is made of; known, with its key, before anything is downloaded."""
+
+    def __init__(self, apt: Apt, cache: Cache, out: Output, log: Path) -> None:
+        self.apt, self.cache, self.out, self.log = apt, cache, out, log
+        self.packages = [file for file in apt.resolve(PACKAGES, TARGET, out) if file.package not in LEFT_OUT]
+        self.python = version_in(self.packages)
+        self.keys = ssh.keys(cache, log)
+        recipe = [file_digest(Path(__file__)), tree_digest(OVERLAY), file_digest(Path(__file__).with_name("ext4.py"))]
+        login = (self.keys / f"{ssh.LOGIN_KEY}.pub").read_text()
+        self.key = digest(recipe, [file.sha256 for file in self.packages], login)
+
+
+def build(plan: Plan, jobs: int) -> Path:
     """The image's cache entry: ``rootfs.ext4`` and ``component.json``."""
-    packages = [file for file in apt.resolve(PACKAGES, TARGET, out) if file.package not in LEFT_OUT]
-    keys = ssh.keys(cache, log)
-    python = version_in(packages)
-    recipe = [file_digest(Path(__file__)), tree_digest(OVERLAY), file_digest(Path(__file__).with_name("ext4.py"))]
-    key = digest(recipe, [file.sha256 for file in packages], (keys / "ssh_key.pub").read_text())
 
     def make(entry: Path) -> None:
-        compiler = host_python(python, apt, cache, out, log)
-        debs = apt.fetch(packages, "root file system", out)
-        with out.stage("root file system") as meter:
+        compiler = host_python(plan.python, plan.apt, plan.cache, plan.out, plan.log)
+        debs = plan.apt.fetch(plan.packages, "root file system", plan.out)
+        steps = len(debs) + 20.0
+        with plan.out.stage("root file system") as meter:
             tree = entry / "tree"
             _skeleton(tree)
             for index, deb in enumerate(debs):
-                meter.update(index, len(debs) + 20, deb.name.split("_")[0])
-                run([require("dpkg-deb", "dpkg"), "-x", deb, tree], stage=f"unpacking {deb.name}", log=log)
+                meter.update(index, steps, deb.name.split("_")[0])
+                run([require("dpkg-deb", "dpkg"), "-x", deb, tree], stage=f"unpacking {deb.name}", log=plan.log)
             epoch = max(int(path.lstat().st_mtime) for path in tree.rglob("*"))
-            finish(tree, keys, epoch)
-            meter.update(len(debs) + 2, len(debs) + 20, "compiling Python modules")
-            _compile(tree, compiler, jobs, log)
-            meter.update(len(debs) + 18, len(debs) + 20, "writing the image")
+            finish(tree, plan.keys, epoch)
+            meter.update(len(debs) + 2, steps, "compiling Python modules")
+            _compile(tree, compiler, jobs, plan.log)
+            meter.update(len(debs) + 18, steps, "writing the image")
             image = entry / IMAGE
-            make_image(tree, image, label="npuroot", spare=SPARE, uuid=UUID, epoch=epoch, log=log)
+            make_image(tree, image, label="npuroot", spare=SPARE, uuid=UUID, epoch=epoch, log=plan.log)
             shutil.rmtree(tree)
         component = {
             "image": IMAGE,
             "suite": SUITE,
-            "python": python,
-            "packages": [{"name": p.package, "version": p.version, "sha256": p.sha256} for p in packages],
+            "python": plan.python,
+            "packages": [{"name": p.package, "version": p.version, "sha256": p.sha256} for p in plan.packages],
             "files": {IMAGE: describe(image)},
         }
         (entry / "component.json").write_text(json.dumps(component, indent=1))
 
-    return cache.entry("rootfs", key, make)
+    return plan.cache.entry("rootfs", plan.key, make)
 
 
 def _skeleton(tree: Path) -> None:
@@ -206,7 +217,10 @@ def _elf_files(tree: Path) -> Iterator[tuple[Path, set[str]]]:
             except ELFError:
                 continue
             if isinstance(dynamic, DynamicSection):
-                yield path, {tag.needed for tag in dynamic.iter_tags() if tag.entry.d_tag == "DT_NEEDED"}
+                yield (
+                    path,
+                    {str(getattr(tag, "needed", "")) for tag in dynamic.iter_tags() if tag.entry.d_tag == "DT_NEEDED"},
+                )
 
 
 def _check_libraries(tree: Path) -> None:

@@ -21,7 +21,18 @@ def keys(cache: Cache, log: Path) -> Path:
     def make(entry: Path) -> None:
         keygen = require("ssh-keygen", "openssh-client")
         for name in (LOGIN_KEY, HOST_KEY):
-            command = [keygen, "-q", "-t", "ed25519", "-N", "", "-C", f"npulab-{name}", "-f", entry / name]
+            command: list[str | Path] = [
+                keygen,
+                "-q",
+                "-t",
+                "ed25519",
+                "-N",
+                "",
+                "-C",
+                f"npulab-{name}",
+                "-f",
+                entry / name,
+            ]
             run(command, stage="making SSH keys", log=log)
         (entry / DROPBEAR_KEY).write_bytes(to_dropbear((entry / HOST_KEY).read_text()))
         (entry / DROPBEAR_KEY).chmod(0o600)

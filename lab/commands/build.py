@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""``npulab build <board>``: the minutes path from sources to a checked artifact set."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from lab.assemble.artifacts import export
+from lab.assemble.virt import BuildOptions, assemble
+from lab.errors import ExitCode, KitError
+from lab.output import Output
+
+HELP = "assemble a kernel, root file system and board into an artifact set"
+
+
+def _jobs(text: str) -> int:
+    jobs = int(text)
+    if not 1 <= jobs <= 512:
+        raise argparse.ArgumentTypeError(f"{jobs} is not between 1 and 512")
+    return jobs
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of the command."""
+    parser.add_argument("board", choices=["virt"], help="what to build for: virt, the virtual board")
+    parser.add_argument(
+        "--kernel",
+        choices=["fast", "distro"],
+        default="fast",
+        help="fast: trimmed mainline 7.3, built here (default); distro: Debian's own 7.3 with rocket built against it",
+    )
+    parser.add_argument(
+        "--source",
+        metavar="SOURCE",
+        help="kernel source: apt (default), a kernel tree, a tarball, or https://...#sha256=HEX; with --kernel fast",
+    )
+    parser.add_argument("--qemu-source", metavar="SOURCE", help="QEMU 10.0 source, in the same forms")
+    parser.add_argument("--rocket-module", action="store_true", help="the driver as a module (with --kernel fast)")
+    parser.add_argument(
+        "--debian-mirror", metavar="URI", help="Debian mirror, where apt has none (NPULAB_DEBIAN_MIRROR)"
+    )
+    parser.add_argument("--update", action="store_true", help="ask the mirror for newer versions")
+    parser.add_argument(
+        "--jobs", "-j", type=_jobs, default=os.cpu_count() or 1, help="parallel jobs (default: %(default)s)"
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, help="also copy the artifact set to this directory")
+
+
+def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    """Build; the document names the set, what is in it, and whether anything had to be done."""
+    if args.kernel == "distro" and (args.source or args.rocket_module):
+        raise KitError(
+            ExitCode.USAGE,
+            "--source and --rocket-module are for --kernel fast",
+            "the distro kernel comes from Debian's packages, with rocket as a module",
+        )
+    started = time.time()
+    options = BuildOptions(
+        kernel=args.kernel,
+        source=args.source,
+        qemu_source=args.qemu_source,
+        jobs=args.jobs,
+        rocket_module=args.rocket_module,
+        debian_mirror=args.debian_mirror,
+        update=args.update,
+    )
+    artifacts = assemble(options, out)
+    cached = (artifacts.root / "manifest.json").stat().st_mtime < started
+    if args.out:
+        artifacts = export(artifacts, args.out)
+    manifest = artifacts.manifest
+    with_npu = sorted(name for name, tree in manifest["dtbs"].items() if tree["npu"] == "enabled")
+    rows = [
+        ["kernel", f"{manifest['kernel']['release']}, rocket {manifest['kernel']['rocket']}"],
+        ["device trees", f"{len(manifest['dtbs'])}, {len(with_npu)} with the NPU enabled"],
+        ["root file system", f"Debian {manifest['rootfs']['suite']}, Python {manifest['rootfs']['python']}"],
+        ["QEMU", manifest["qemu"]["version"]],
+        ["artifact set", str(artifacts.root)],
+    ]
+    seconds = time.time() - started
+    state = "nothing to do, it was built before" if cached else f"built in {seconds:.0f} s"
+    out.table(f"Virtual board: {state}", ["part", "what"], rows)
+    return {
+        "ok": True,
+        "board": args.board,
+        "artifacts": str(artifacts.root),
+        "cached": cached,
+        "seconds": round(seconds, 2),
+        "kernel": manifest["kernel"]["release"],
+        "dtbs_with_npu": with_npu,
+    }
