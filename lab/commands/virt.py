@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -19,7 +21,7 @@ from lab.virt.results import new_results_dir
 from lab.virt.select import DEFAULT_BOARD, board_config, find_artifacts
 
 HELP = "start, use and stop the virtual board"
-PROMPT = b"# "
+PROMPTS = (b"# ", b" login: ")
 BOOT_SECONDS = 180.0
 """How long a boot may take; seen: 3 s with the fast kernel, 15 s with Debian's on a busy machine."""
 
@@ -100,6 +102,8 @@ def _up(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         board.power_on()
         _wait_for_prompt(board)
         seconds = time.monotonic() - started
+        if not _wait_for_ssh(board.ssh_port):
+            out.note("its SSH server does not answer; npulab virt shell --console gets in")
         assert board.tree is not None
         state = {"name": name, "board": board.tree.model, "ssh_key": str(config.ssh_key), "results": str(results)}
         board.detach(state)
@@ -111,15 +115,26 @@ def _up(args: argparse.Namespace, out: Output) -> dict[str, Any]:
 
 
 def _wait_for_prompt(board: VirtualBoard) -> None:
-    """Read the console until the shell's prompt stands at its end."""
+    """Read the console until a shell's or a log-in's prompt stands at its end."""
     text, deadline = b"", time.monotonic() + BOOT_SECONDS
-    while not text.endswith(PROMPT):
+    while not text.endswith(PROMPTS):
         text = (text + board.read(1.0))[-4096:]
         if board.powered_off or time.monotonic() >= deadline:
             how = "switched itself off" if board.powered_off else f"had no prompt after {BOOT_SECONDS:.0f} s"
             last = "\n".join(text.decode(errors="replace").splitlines()[-15:])
             hint = "the console's log has the whole boot"
             raise KitError(ExitCode.INFRASTRUCTURE, f"the virtual board {how}", hint, tail=last, log=board.console_log)
+
+
+def _wait_for_ssh(port: int, patience: float = 30.0) -> bool:
+    """Whether an SSH server greets behind that port in time; it starts beside the console's log-in."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5.0) as connection:
+            if connection.recv(4) == b"SSH-":
+                return True
+        time.sleep(0.1)
+    return False
 
 
 def ssh_command(board: BackgroundBoard) -> list[str]:
