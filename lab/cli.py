@@ -23,6 +23,7 @@ COMMANDS = {
     "test": "run the test suites",
     "build": "assemble a kernel, root file system and board into an artifact set",
     "dtb": "check device trees, any board's and any kernel's, for what the NPU needs",
+    "kernel": "check kernels, the kit's and foreign ones, and what the patches would do to them",
     "virt": "start, use and stop the virtual board",
     "board": "list boards, and find out what is connected, in which mode, and what to do next",
     "backup": "make, verify, show, restore and prune backups of a board's storage",

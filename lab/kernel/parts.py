@@ -38,7 +38,18 @@ PARTS = (
 )
 """Relative to the top of a kernel source."""
 
-BUILT = ("*/rk3588*", "*/boot/config-*", "*/boot/vmlinuz-*", "*/config.arm64*", "*/accel/rocket/*", "*/vmlinuz*")
+BUILT = (
+    "*/rk3588*.dtb",
+    "*/boot/config-*",
+    "*/modules/*/config",
+    "*/config.arm64*",
+    "*/vmlinuz*",
+    "*/System.map*",
+    "*/modules.builtin.modinfo",
+    "*/drivers/accel/rocket/*",
+    "*/drivers/gpu/drm/drm*.ko*",
+    "*/drivers/gpu/drm/scheduler/*.ko*",
+)
 """Members of a package with a built kernel."""
 
 _DECOMPRESS = {"xz": "-J", "gz": "-z", "tgz": "-z", "bz2": "-j", "zst": "--zstd"}
@@ -161,7 +172,7 @@ def _built(deb: Path, name: str, version: str, origin: dict[str, Any], cache: Ca
         with out.stage(f"unpack {name}"):
             _extract(f"dpkg-deb --fsys-tarfile {_quoted(deb)}", "", BUILT, entry, name)
 
-    root = cache.entry("kernel-package", digest("package 1", origin["sha256"], BUILT), make)
+    root = cache.entry("kernel-package", digest("package 2", origin["sha256"], BUILT), make)
     release = re.search(r"\d+\.\d+\.\d+\S*$", name)
     return Kernel(f"{base_of(version)} ({name})", release[0] if release else version, root, origin, built=True)
 
