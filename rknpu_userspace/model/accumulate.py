@@ -27,7 +27,7 @@ _BLOCK_COLUMNS = 256
 _PARALLEL_MACS = 1 << 22
 
 Columns = tuple[slice, slice]
-"""A group: its columns in the patch matrix and in the weight matrix."""
+"""A group: its columns of the patch matrix and its rows of the weight matrix."""
 
 
 @lru_cache(maxsize=1)
@@ -52,7 +52,7 @@ def _blocks(rows: int, columns: int) -> list[Columns]:
 def add_groups(total: Array, patches: Array, weights: Array, groups: Sequence[Columns]) -> None:
     """``total`` (float32 [pixel][kernel]) += rounded sums of each group, in order.
 
-    ``patches`` float64 [pixel][column], ``weights`` float64 [kernel][column].
+    ``patches`` float64 [pixel][row of weights], ``weights`` float64 [row][kernel].
     """
 
     def block(where: Columns) -> None:
@@ -62,7 +62,7 @@ def add_groups(total: Array, patches: Array, weights: Array, groups: Sequence[Co
         rounded = np.empty(target.shape, np.float32)
         with np.errstate(over="ignore", invalid="ignore", under="ignore"):
             for left, right in groups:
-                np.matmul(patches[rows, left], weights[columns, right].T, out=exact)
+                np.matmul(patches[rows, left], weights[right, columns], out=exact)
                 np.copyto(rounded, exact, casting="same_kind")
                 np.add(target, rounded, out=target)
 

@@ -15,7 +15,7 @@ from .context import Context
 from .conv_task import ConvTask
 from .errors import IllegalConfig, Unsupported
 from .memory import ATOM, Bytes
-from .precision import INT4, INT8, Array, byte_size, decode
+from .precision import INT4, INT8, INTEGER, Array, byte_size, decode
 from .registers import Fields
 
 LINES_PER_GROUP = 4
@@ -80,7 +80,10 @@ def fetch_features(ctx: Context, f: Fields, task: ConvTask) -> Array:
 
 
 def fetch_weights(ctx: Context, f: Fields, task: ConvTask) -> Array:
-    """The weights in the compute dtype: [kernel][tap * channel], or [tap][channel] in depthwise mode."""
+    """The weights in the compute dtype.
+
+    Integers [kernel][tap * channel], floats [tap * channel][kernel], depthwise [tap][channel].
+    """
     geometry = (
         "weights",
         task.code,
@@ -101,12 +104,26 @@ def fetch_weights(ctx: Context, f: Fields, task: ConvTask) -> Array:
         decoded, raw = kept.decoded, kept.raw
     else:
         raw = raw.copy()
-        values = decode(raw.view(task.format.raw), task.code, ctx.quirks["nibble_order"] == "high_first")
-        decoded = _untile_depthwise(values, task) if task.depthwise else _untile(values, task)
+        decoded = _decode_weights(ctx, raw.view(task.format.raw), task)
     banks = -(-len(raw) // BANK_BYTES)
     content = Content(task.data_bank, min(banks, task.weight_bank), geometry, raw, decoded, banks <= task.weight_bank)
     ctx.cbuf.store_weights(content)
     return decoded
+
+
+def _decode_weights(ctx: Context, raw: Array, task: ConvTask) -> Array:
+    form = task.format
+    if task.depthwise:
+        return _untile_depthwise(decode(raw, task.code), task)
+    kernel = (task.kernel_height, task.kernel_width, task.channels)
+    if task.code in INTEGER:
+        out = np.empty((task.kernels, *kernel), form.dtype)
+        _untile(decode(raw, task.code, ctx.quirks["nibble_order"] == "high_first"), task, out)
+        return out.reshape(task.kernels, -1)
+    # Reorder the narrow elements first, then widen: the transposition is the expensive half.
+    narrow = np.empty((*kernel, task.kernels), form.raw)
+    _untile(raw, task, narrow.transpose(3, 0, 1, 2))
+    return decode(narrow, task.code).astype(form.dtype).reshape(-1, task.kernels)
 
 
 def _weight_bytes(ctx: Context, f: Fields, task: ConvTask) -> Bytes:
@@ -117,13 +134,16 @@ def _weight_bytes(ctx: Context, f: Fields, task: ConvTask) -> Bytes:
     return ctx.port.read(f["DECOMPRESS_ADDR0"], size)
 
 
-def _untile(values: Array, task: ConvTask) -> Array:
-    """Undo the order [k1][c1][kh][kw][k2][c2]; the last groups of kernels and channels are cut short."""
+def _untile(values: Array, task: ConvTask, store: Array) -> None:
+    """Undo the order [k1][c1][kh][kw][k2][c2]; the last groups of kernels and channels are cut short.
+
+    ``store`` [kernel][kh][kw][c] receives the values; it may be a transposed view.
+    """
     form = task.format
     kernel = (task.kernel_height, task.kernel_width, task.channels)
     per_kernel = task.taps * task.channels
     full, rest = divmod(task.kernels, form.kernel_group)
-    out = np.empty((task.kernels, *kernel), form.dtype)
+    out = store
     split = full * form.kernel_group
     if full:
         target = out[:split].reshape(full, form.kernel_group, *kernel)
@@ -131,7 +151,6 @@ def _untile(values: Array, task: ConvTask) -> Array:
     if rest:
         target = out[split:].reshape(1, rest, *kernel)
         _untile_groups(values[split * per_kernel :].reshape(1, -1), target, form.channel_group)
-    return out.reshape(task.kernels, per_kernel)
 
 
 def _untile_groups(source: Array, target: Array, channel_group: int) -> None:

@@ -137,9 +137,9 @@ def _direct(ctx: Context, padded: Array, weights: Array, task: ConvTask, integer
             stop = min(channel + channel_step, channels)
             patches = _patches(padded, task, taps, channel, stop)
             ctx.guard.check()
-            columns = weights[:, first * channels + channel : taps[-1] * channels + stop]
+            span = slice(first * channels + channel, taps[-1] * channels + stop)
             with np.errstate(over="ignore", invalid="ignore"):
-                part = patches @ columns.T
+                part = patches @ (weights[:, span].T if integer else weights[span])
             if integer:
                 part = part.astype(np.int32 if parts == 1 and part.dtype == np.float32 else np.int64)
             total = part if total is None else np.add(total, part, out=total)

@@ -235,7 +235,7 @@ class NpuCore:
                 require(synced, "operation enable without the 0x0041 word before it")
                 self._execute(value, data, meter)
                 enabled, synced = True, False
-            else:
+            elif kind == pc.UNKNOWN:
                 raise Unsupported(text)
         require(enabled, "the command stream enables no block")
         return None if base is None or not amount else (base, (amount + 1) * 2)

@@ -7,7 +7,6 @@ encodings/regcmd-task-model.md (TASK_NUMBER is what stops a chain).
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +16,7 @@ from rknpu_userspace.isa import BY_OFFSET, OPERATION_ENABLE, TARGET_ENABLE, TARG
 from .memory import Bytes
 from .registers import BLOCK_INDEX, BLOCKS, S_POINTER, unknown_bits
 
-WRITE, POINTER, LINK_BASE, LINK_AMOUNT, SYNC, ENABLE, UNKNOWN, LUT_CONFIG, LUT_DATA = range(9)
+WRITE, POINTER, LINK_BASE, LINK_AMOUNT, SYNC, ENABLE, UNKNOWN, LUT_CONFIG, LUT_DATA, FILLER = range(10)
 
 _PC_BASE_ADDRESS = 0x0010
 _PC_REGISTER_AMOUNTS = 0x0014
@@ -27,7 +26,7 @@ _BLOCK_BITS = 0xFF00
 _ONE_HOT = {block.target & _BLOCK_BITS: block for block in (Block.PC, *BLOCKS)}
 _ENABLE_BITS = {block.enable_bit: block for block in BLOCKS}
 _ENABLE_RESERVED = 1 << 1
-_CACHE_SIZE = 256
+_KEPT_WORDS = 1 << 14
 LUT_PORT = {0x4100: LUT_CONFIG, 0x4104: LUT_DATA}
 """The look-up table's access port: not part of a register group."""
 MAX_WORDS = 2 << 16
@@ -55,10 +54,10 @@ def _unknown(word: int, why: str) -> Access:
     return Access(UNKNOWN, 0, 0, 0, f"command word {word:#018x}: {why}")
 
 
-def _decode_word(word: int) -> Access | None:
+def _decode_word(word: int) -> Access:
     target, value, offset = word >> 48, (word >> 16) & 0xFFFFFFFF, word & 0xFFFF
     if word == 0 or target == 0x0001:
-        return None
+        return Access(FILLER, 0, 0, 0, "")
     if target == TARGET_SYNC:
         return Access(SYNC, 0, 0, 0, "")
     if target == TARGET_ENABLE:
@@ -90,22 +89,24 @@ def _decode_word(word: int) -> Access | None:
 
 
 class Decoder:
-    """Decodes command streams; identical ones once."""
+    """Decodes command streams. Most words of a task occur in the task before, so decoded words are kept."""
 
     def __init__(self) -> None:
-        self._cache: OrderedDict[bytes, list[Access]] = OrderedDict()
+        self._known: dict[int, Access] = {}
 
     def decode(self, raw: Bytes) -> list[Access]:
-        """The accesses of a stream of 64-bit words, fillers dropped."""
-        key = raw.tobytes()
-        known = self._cache.get(key)
-        if known is None:
-            words = np.frombuffer(key, "<u8").tolist()
-            known = [access for word in words if (access := _decode_word(word)) is not None]
-            self._cache[key] = known
-            if len(self._cache) > _CACHE_SIZE:
-                self._cache.popitem(last=False)
-        return known
+        """The accesses of a stream of 64-bit words."""
+        words = np.frombuffer(raw.tobytes(), "<u8").tolist()
+        known = self._known
+        try:
+            return [known[word] for word in words]
+        except KeyError:
+            if len(known) > _KEPT_WORDS:
+                known.clear()
+            for word in words:
+                if word not in known:
+                    known[word] = _decode_word(word)
+            return [known[word] for word in words]
 
 
 def enabled_blocks(mask: int) -> tuple[Block, ...]:

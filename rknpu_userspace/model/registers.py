@@ -8,6 +8,8 @@ the task two before.
 
 from __future__ import annotations
 
+import numpy as np
+
 from rknpu_userspace.isa import REGISTERS, Block, Register
 
 Fields = dict[str, int]
@@ -89,14 +91,14 @@ class _Decoder:
                 rows.append((field.name, (register.offset - block.base) // 4, low, mask, sign))
         names = [row[0] for row in rows]
         self.ambiguous = {name for name in names if names.count(name) > 1}
-        self.rows = rows
+        self._names = names
+        self._index, self._low, self._mask, sign = np.array([row[1:] for row in rows], np.int64).T.copy()
+        self._sign = sign
 
     def decode(self, group: list[int]) -> Fields:
-        fields: Fields = {}
-        for name, index, low, mask, sign in self.rows:
-            value = (group[index] >> low) & mask
-            fields[name] = value - (sign << 1) if sign and value & sign else value
-        return fields
+        values = (np.array(group, np.int64)[self._index] >> self._low) & self._mask
+        values = (values ^ self._sign) - self._sign
+        return dict(zip(self._names, values.tolist(), strict=True))
 
 
 _DECODERS = {block: _Decoder(block) for block in BLOCKS}
