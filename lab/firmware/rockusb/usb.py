@@ -34,9 +34,7 @@ def _translate(error: Any) -> Exception:
             f"put this line into {UDEV_FILE}, run `udevadm control --reload` and plug the board in again: {UDEV_RULE}",
         )
     if error.errno == errno.EBUSY:
-        return KitError(
-            ExitCode.NO_DEVICE, "another program uses the USB device", "end it (rkdeveloptool?) and try again"
-        )
+        return KitError(ExitCode.NO_DEVICE, "another program uses the USB device", "end it and try again")
     return LinkError(str(error))
 
 
@@ -121,7 +119,8 @@ class UsbBus:
                 ExitCode.INFRASTRUCTURE, "libusb is not installed", "apt-get install libusb-1.0-0"
             ) from error
         except usb.core.USBError as error:
-            raise KitError(ExitCode.INFRASTRUCTURE, f"USB cannot be used: {error}", "is /dev/bus/usb there?") from error
+            hint = "is /dev/bus/usb there?"
+            raise KitError(ExitCode.INFRASTRUCTURE, f"USB cannot be used: {error}", hint) from error
         found = []
         for device in devices:
             if device.idProduct in PRODUCTS and device.port_numbers:
