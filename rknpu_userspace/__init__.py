@@ -1,2 +1,44 @@
 # SPDX-License-Identifier: MIT
-"""Userspace library for the RK3588 NPU on the mainline rocket driver: Python and numpy, nothing else."""
+"""Userspace library for the RK3588 NPU on the mainline rocket driver: Python and numpy, nothing else.
+
+    import rknpu_userspace
+
+    with rknpu_userspace.open("/dev/accel/accel0", cores=3) as npu:      # or "model"
+        c = npu.matmul(a, b)                                             # int8 -> int32, float16 -> float32
+        y = npu.conv2d(x, weights, bias, stride=2, padding=1, scale=0.01)
+
+Nothing is imported before it is used: start-up counts on a board.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .device import Device, open_device
+    from .device import open_device as open
+    from .errors import DeviceError, JobError, NpuError
+    from .ops.conv2d import Conv2d
+    from .ops.matmul import Matmul
+    from .program import Program
+
+_HOMES = {
+    "Conv2d": "ops.conv2d",
+    "Device": "device",
+    "DeviceError": "errors",
+    "JobError": "errors",
+    "Matmul": "ops.matmul",
+    "NpuError": "errors",
+    "Program": "program",
+    "open_device": "device",
+}
+__all__ = ["Conv2d", "Device", "DeviceError", "JobError", "Matmul", "NpuError", "Program", "open", "open_device"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "open":
+        return import_module(".device", __name__).open_device
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: MIT
+"""The common core of matmul and conv2d: one core's part of a convolution, from packed weights to the result.
+
+A part owns three buffers: constants (weights, bias, command words), features, and output. Everything but the features
+is written once; a run packs the features, runs the jobs and reads the output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rknpu_userspace import layout, regcmd
+from rknpu_userspace.backend import Buffer, Context, Job
+from rknpu_userspace.formats import OUTPUTS
+from rknpu_userspace.plan.geometry import Chunk, Plan, axes
+from rknpu_userspace.plan.tasks import Places, Post, job_sizes, last_atom, row_bytes_in, tasks
+from rknpu_userspace.plan.tiling import Part, chunk_channels
+from rknpu_userspace.quant import requantize
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Constants of a convolution.
+
+    ``kernels`` [kernel][kh][kw][channel] in the storage dtype of the format, in depthwise mode [kh][kw][channel].
+    ``bias`` int32 for integer formats, float32 for floats, or None. ``x_zero_point`` is the features' zero point.
+    """
+
+    kernels: Array
+    bias: Array | None
+    post: Post
+    x_zero_point: int = 0
+
+    def part(self, start: int, stop: int, depthwise: bool) -> Weights:
+        """The constants of output channels [start, stop)."""
+        kernels = self.kernels[..., start:stop] if depthwise else self.kernels[start:stop]
+        bias = None if self.bias is None else self.bias[start:stop]
+        return Weights(kernels, bias, self.post, self.x_zero_point)
+
+
+def _chunk_kernels(weights: Weights, chunk: Chunk, depthwise: bool) -> Array:
+    rows, columns, channels = slice(chunk.ky0, chunk.ky1), slice(chunk.kx0, chunk.kx1), slice(chunk.c0, chunk.c1)
+    return weights.kernels[rows, columns, channels] if depthwise else weights.kernels[:, rows, columns, channels]
+
+
+def _kernel_sums(weights: Weights, chunk: Chunk, depthwise: bool) -> npt.NDArray[np.int64]:
+    """Sum of (weight - zero point) of each output channel over a chunk."""
+    part = _chunk_kernels(weights, chunk, depthwise)
+    axis = (0, 1) if depthwise else (1, 2, 3)
+    terms = part.size // part.shape[-1 if depthwise else 0]
+    total: npt.NDArray[np.int64] = part.sum(axis=axis, dtype=np.int64) - terms * weights.post.zero_point
+    return total
+
+
+class ConvPart:
+    """One core's part of a convolution, ready to run. ``label`` says what it is, for errors."""
+
+    def __init__(self, context: Context, part: Part, weights: Weights, label: str) -> None:
+        self.plan: Plan = part.plan
+        self.part = part
+        self._context = context
+        self._label = label
+        self._weights = weights
+        problem = self.plan.problem
+        self._bias = self._effective_bias()
+        self._buffers: list[Buffer] = []
+        try:
+            self._features = self._alloc(problem.in_bytes * self.plan.images)
+            self._out = self._alloc(self.plan.image_bytes * len(self.plan.chunks) * self.plan.images)
+            jobs = self._constants()
+            self.jobs = len(jobs)
+            self.tasks = len(self.plan.tiles)
+            self._submission = context.prepare(jobs, [self._buffers[-1]], [self._features], self._out)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def dma_bytes(self) -> int:
+        """Bytes of features, weights and results that the NPU moves in a run."""
+        return self.plan.dma_bytes
+
+    def _alloc(self, size: int) -> Buffer:
+        buffer = self._context.alloc(size)
+        self._buffers.append(buffer)
+        return buffer
+
+    def _effective_bias(self) -> Array | None:
+        """The bias with the features' zero point folded in; int32 wraps like the adder it goes to."""
+        weights, problem = self._weights, self.plan.problem
+        if weights.x_zero_point == 0:
+            return weights.bias
+        whole = Chunk(0, problem.channels, 0, problem.kernel_height, 0, problem.kernel_width)
+        correction = -weights.x_zero_point * _kernel_sums(weights, whole, problem.depthwise)
+        if weights.bias is not None:
+            correction += weights.bias
+        return correction.astype(np.int32)
+
+    def _constants(self) -> list[Job]:
+        """Write weights, bias and command words into one buffer; returns the jobs."""
+        plan, problem = self.plan, self.plan.problem
+        depthwise = problem.depthwise
+        zero_point = self._weights.post.zero_point
+        packed = []
+        for chunk in plan.chunks:
+            kernels = _chunk_kernels(self._weights, chunk, depthwise)
+            if depthwise:
+                packed.append(layout.pack_depthwise(kernels, problem.input, zero_point))
+            else:
+                stored = chunk_channels(problem, chunk)
+                packed.append(layout.pack_weights(kernels, problem.input, zero_point, stored))
+        bias_bytes = layout.operand_bytes(problem.stored_outputs, 4) if self._npu_bias is not None else 0
+        offsets = np.cumsum([0] + [layout.align(len(data), regcmd.ALIGNMENT) for data in packed]).tolist()
+        commands = layout.align(offsets[-1] + bias_bytes, regcmd.ALIGNMENT)
+        post = self._post()
+        first = next(tasks(plan, post, Places(0, (0,) * len(packed), 0, 0)))
+        stride = layout.align(regcmd.word_count(first) * 8, regcmd.ALIGNMENT)
+        constants = self._alloc(commands + stride * len(plan.tiles))
+        for data, offset in zip(packed, offsets, strict=False):
+            constants.view[offset : offset + len(data)] = data
+        if self._npu_bias is not None:
+            at = offsets[-1]
+            constants.view[at : at + 4 * len(self._npu_bias)] = self._npu_bias.view(np.uint8)
+        bases = tuple(constants.iova + offset for offset in offsets[:-1])
+        places = Places(self._features.iova, bases, constants.iova + offsets[-1], self._out.iova)
+        jobs = self._write_commands(constants, commands, stride, post, places)
+        self._context.flush(constants)
+        return jobs
+
+    @property
+    def _npu_bias(self) -> Array | None:
+        return None if self.plan.partial else self._bias
+
+    def _post(self) -> Post:
+        post = self._weights.post
+        return Post(self._npu_bias is not None, post.relu, post.requant, post.zero_point, self._weights.x_zero_point)
+
+    def _write_commands(self, constants: Buffer, start: int, stride: int, post: Post, places: Places) -> list[Job]:
+        plan = self.plan
+        refs = []
+        target = constants.view.view(np.uint64)
+        for index, task in enumerate(tasks(plan, post, places)):
+            words = regcmd.encode(task)
+            at = start + index * stride
+            target[at // 8 : at // 8 + len(words)] = words
+            refs.append((constants.iova + at, len(words)))
+        jobs = []
+        first = 0
+        sizes = job_sizes(plan)
+        for number, size in enumerate(sizes):
+            last = first + size
+            label = f"{self._label}, job {number + 1} of {len(sizes)}: tasks {first + 1}-{last} of {len(refs)}"
+            jobs.append(Job(tuple(refs[first:last]), last_atom(plan, plan.tiles[last - 1]), label))
+            first = last
+        return jobs
+
+    def pack(self, images: Array) -> None:
+        """Write the features: [image][y][x][channel], the slice that this part needs."""
+        problem = self.plan.problem
+        size = problem.in_bytes
+        for index, image in enumerate(images):
+            target = self._features.view[index * size : (index + 1) * size]
+            pixels = image.reshape(problem.height * problem.width, problem.channels)
+            if problem.rows_in:
+                layout.pack_rows(target, pixels, row_bytes_in(problem))
+            else:
+                layout.pack_cube(target, pixels)
+
+    def start(self) -> None:
+        """Hand the jobs to the NPU."""
+        self._submission.start()
+
+    def wait(self, timeout: float) -> None:
+        """Return when the output is there."""
+        self._submission.wait(timeout)
+
+    def unpack(self, images: Array) -> None:
+        """Read the result into [image][y][x][kernel], a slice of a contiguous array."""
+        problem = self.plan.problem
+        size = self.plan.image_bytes
+        pixels = problem.out_height * problem.out_width
+        for index, image in enumerate(images):
+            if self.plan.partial:
+                image[...] = self._combine(index)
+                continue
+            source = self._out.view[index * size : (index + 1) * size]
+            self._read(source, image.reshape(pixels, problem.out_channels))
+
+    def _read(self, source: npt.NDArray[np.uint8], flat: Array) -> None:
+        problem = self.plan.problem
+        if problem.rows_out:
+            layout.unpack_rows(source, flat, problem.stored_outputs * flat.itemsize)
+        else:
+            layout.unpack_cube(source, flat)
+
+    def _combine(self, index: int) -> Array:
+        """Add up the partial sums of an image and do what the DPU would have done with the total."""
+        plan, problem, weights = self.plan, self.plan.problem, self._weights
+        count = len(plan.chunks)
+        form = OUTPUTS[plan.out]
+        size = plan.image_bytes
+        partial = self._out.view[index * count * size : (index + 1) * count * size].view(form.dtype).reshape(count, -1)
+        total = np.add.reduce(partial, axis=0, dtype=partial.dtype)
+        flat = np.empty((problem.out_height * problem.out_width, problem.out_channels), form.dtype)
+        self._read(total.view(np.uint8), flat)
+        values = flat.reshape(problem.out_height, problem.out_width, problem.out_channels)
+        self._add_padding(values)
+        if self._bias is not None:
+            values += self._bias
+        if weights.post.relu:
+            np.maximum(values, 0, out=values)
+        if weights.post.requant is not None:
+            return requantize(values, weights.post.requant)
+        with np.errstate(over="ignore"):
+            return values.astype(OUTPUTS[problem.out].dtype, copy=False)
+
+    def _add_padding(self, values: Array) -> None:
+        """Chunks compute nothing for outputs whose window lies in the padding; there the padding value counts."""
+        zero_point = self._weights.x_zero_point
+        if zero_point == 0:
+            return
+        for chunk in self.plan.chunks:
+            vertical, horizontal = axes(self.plan.problem, chunk)
+            (y0, y1), (x0, x1) = vertical.valid, horizontal.valid
+            outside = np.ones(values.shape[:2], bool)
+            outside[y0:y1, x0:x1] = False
+            if outside.any():
+                sums = zero_point * _kernel_sums(self._weights, chunk, self.plan.problem.depthwise)
+                values[outside] += sums.astype(values.dtype)
+
+    def close(self) -> None:
+        """Give the buffers back."""
+        for buffer in self._buffers:
+            self._context.free(buffer)
+        self._buffers = []
+
+
+def build(contexts: Sequence[Context], parts: Sequence[Part], weights: Weights, label: str) -> list[ConvPart]:
+    """The parts of a split, one per context; nothing is left behind when one fails."""
+    built: list[ConvPart] = []
+    try:
+        for context, part in zip(contexts, parts, strict=False):
+            own = weights.part(part.n0, part.n1, part.plan.problem.depthwise)
+            built.append(ConvPart(context, part, own, label))
+    except BaseException:
+        for done in built:
+            done.close()
+        raise
+    return built

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: MIT
+"""Matrix multiplication: ``a`` [M, K] times constant ``b`` [K, N], as a 1x1 convolution over an M x 1 image.
+
+Both ``a`` and the result stay row-major in memory (GROUP_LINE_OFF with a line per row; writer with a surface per atom),
+so aligned operands are moved with one plain copy each way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rknpu_userspace.backend import Context
+from rknpu_userspace.formats import ATOM, INPUTS, OUTPUTS
+from rknpu_userspace.layout import align
+from rknpu_userspace.plan import Problem, limits, split
+from rknpu_userspace.plan.tasks import Post
+from rknpu_userspace.plan.tiling import Part
+from rknpu_userspace.program import Program, Share
+
+from . import arguments
+from .convolution import Weights, build
+
+Array = npt.NDArray[Any]
+
+
+class Matmul:
+    """What to compile: the constant right operand and everything around the product.
+
+    ``b`` [K, N] (or [N, K] with ``transpose_b``) int8 or float16; ``rows`` is M. ``bias`` [N] is added to the sums:
+    int32 in accumulator units, or float. ``relu`` is applied after it. Output: int32, int8 (needs ``scale``, the real
+    multiplier, and takes ``out_zero_point``) or float32 for int8 operands; float32 or float16 for float16.
+    """
+
+    def __init__(
+        self,
+        b: Array,
+        rows: int,
+        *,
+        transpose_b: bool = False,
+        bias: Array | None = None,
+        relu: bool = False,
+        out_dtype: npt.DTypeLike | None = None,
+        scale: float | None = None,
+        out_zero_point: int = 0,
+        a_zero_point: int = 0,
+        b_zero_point: int = 0,
+        native: bool = False,
+    ) -> None:
+        right = arguments.operand("b", b, (2,))
+        self.kernels = right if transpose_b else right.T
+        self.form = str(right.dtype.name)
+        self.rows = rows
+        if isinstance(rows, bool) or not isinstance(rows, (int, np.integer)) or rows < 1:
+            raise ValueError(f"rows must be a positive integer, not {rows!r}")
+        self.outputs, self.inner = self.kernels.shape
+        self.out = arguments.out_format(self.form, out_dtype, scale is not None)
+        self.bias = arguments.bias_vector(self.form, bias, self.outputs)
+        self.a_zero_point = arguments.zero_point(self.form, "a_zero_point", a_zero_point)
+        self.post = Post(
+            relu=relu,
+            requant=arguments.requantisation(self.form, self.out, scale, out_zero_point),
+            zero_point=arguments.zero_point(self.form, "b_zero_point", b_zero_point),
+        )
+        self.native = native
+
+    def problem(self) -> Problem:
+        """The convolution that computes it."""
+        form = INPUTS[self.form]
+        line = align(self.outputs, form.kernel_group) * max(OUTPUTS[self.out].nbytes, 4)
+        rows_out = not self.native and line // ATOM - 1 <= limits.MAX_NOTCH
+        return Problem(
+            self.form,
+            self.out,
+            self.rows,
+            1,
+            self.inner,
+            self.outputs,
+            rows_in=not self.native,
+            rows_out=rows_out,
+        )
+
+    def compile(self, contexts: Sequence[Context]) -> Program:
+        """Pack ``b`` and make the program: [M, K] in, [M, N] out."""
+        parts = split(self.problem(), 1, len(contexts))
+        kernels = self.kernels[:, None, None, :]
+        weights = Weights(kernels, self.bias, self.post, self.a_zero_point)
+        label = f"matmul {self.form} {self.rows}x{self.inner} by {self.inner}x{self.outputs} to {self.out}"
+        units = build(contexts, parts, weights, label)
+        shares = [Share(unit, _source(unit.part), _target(unit.part)) for unit in units]
+        dtype = INPUTS[self.form].dtype
+        return Program(shares, (self.rows, self.inner), dtype, (self.rows, self.outputs), arguments.dtype_of(self.out))
+
+
+def _source(part: Part) -> Any:
+    return lambda a: a[None, part.y0 : part.y1, None, :]
+
+
+def _target(part: Part) -> Any:
+    return lambda c: c[None, part.y0 : part.y1, None, part.n0 : part.n1]

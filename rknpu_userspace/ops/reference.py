@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: MIT
+"""Numpy references of the operations: what the NPU is expected to compute, independent of plans and layouts.
+
+Integers are exact (sums are formed in float64 by BLAS, where every partial sum is an integer below 2^53) and taken
+modulo 2^32 where an accumulator is meant. Floats are formed in float64 and rounded once to the output format, the
+answer to measure units in the last place against: the hardware accumulates in something like float32 in an order that
+is not known, so equality is not promised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rknpu_userspace.quant import Requant, requantize
+
+Array = npt.NDArray[Any]
+Pair = tuple[int, int]
+Pads = tuple[int, int, int, int]
+"""Top, left, bottom, right."""
+
+
+def finish(sums: Array, bias: Array | None, relu: bool, requant: Requant | None, out_dtype: str) -> Array:
+    """Bias, ReLU, requantisation and the output format, from float64 sums over the last axis of channels.
+
+    ``out_dtype`` is a numpy dtype name. int32 wraps modulo 2^32 before and after the bias, as the accumulator and the
+    DPU's adder do.
+    """
+    kind = np.dtype(out_dtype)
+    if requant is None and kind.kind == "f" and bias is not None and bias.dtype.kind == "f":
+        sums = sums + bias
+        bias = None
+    if kind.kind == "f" and (bias is None and requant is None):
+        values = np.maximum(sums, 0) if relu else sums
+        with np.errstate(over="ignore"):
+            return values.astype(kind)
+    whole = wrap32(sums)
+    if bias is not None:
+        whole = whole + bias.astype(np.int32)
+    if relu:
+        whole = np.maximum(whole, 0)
+    if requant is not None:
+        return requantize(whole, requant)
+    return whole.astype(kind)
+
+
+def wrap32(sums: Array) -> npt.NDArray[np.int32]:
+    """Integers in float64 to int32 modulo 2^32."""
+    return sums.astype(np.int64).astype(np.int32)
+
+
+def matmul(
+    a: Array,
+    b: Array,
+    bias: Array | None = None,
+    *,
+    a_zero_point: int = 0,
+    b_zero_point: int = 0,
+    relu: bool = False,
+    requant: Requant | None = None,
+    out_dtype: str = "int32",
+) -> Array:
+    """``a`` [..., M, K] times ``b`` [..., K, N] with everything that the operation can do behind it."""
+    left = a.astype(np.float64) - a_zero_point
+    right = b.astype(np.float64) - b_zero_point
+    return finish(left @ right, bias, relu, requant, out_dtype)
+
+
+def conv2d(
+    x: Array,
+    weights: Array,
+    bias: Array | None = None,
+    *,
+    stride: Pair = (1, 1),
+    padding: Pads = (0, 0, 0, 0),
+    dilation: Pair = (1, 1),
+    groups: int = 1,
+    x_zero_point: int = 0,
+    w_zero_point: int = 0,
+    relu: bool = False,
+    requant: Requant | None = None,
+    out_dtype: str = "int32",
+) -> Array:
+    """``x`` [N, H, W, C], ``weights`` [OC, KH, KW, C / groups] to [N, OH, OW, OC]; padding stands for real zeros."""
+    top, left, bottom, right = padding
+    real = np.pad(x.astype(np.float64) - x_zero_point, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    kernels = weights.astype(np.float64) - w_zero_point
+    out_channels, kernel_height, kernel_width, per_group = kernels.shape
+    span_y, span_x = (kernel_height - 1) * dilation[0] + 1, (kernel_width - 1) * dilation[1] + 1
+    out_height = (real.shape[1] - span_y) // stride[0] + 1
+    out_width = (real.shape[2] - span_x) // stride[1] + 1
+    sums = np.zeros((x.shape[0], out_height, out_width, out_channels))
+    step = out_channels // groups
+    for y in range(kernel_height):
+        for column in range(kernel_width):
+            window = _window(real, (y, column), stride, dilation, (out_height, out_width))
+            for group in range(groups):
+                chosen = slice(group * step, (group + 1) * step)
+                part = window[..., group * per_group : (group + 1) * per_group]
+                sums[..., chosen] += part @ kernels[chosen, y, column].T
+    return finish(sums, bias, relu, requant, out_dtype)
+
+
+def _window(real: Array, tap: Pair, stride: Pair, dilation: Pair, out: Pair) -> Array:
+    y, x = tap[0] * dilation[0], tap[1] * dilation[1]
+    return real[:, y : y + (out[0] - 1) * stride[0] + 1 : stride[0], x : x + (out[1] - 1) * stride[1] + 1 : stride[1]]
+
+
+def ulp_distance(actual: Array, expected: Array) -> float:
+    """Greatest distance in units in the last place of the expected values' format; inf for a NaN or sign mismatch.
+
+    Both arrays have the same float dtype. Values that cancel to almost nothing have tiny units: compare those with
+    ``ulp_distance_to`` instead.
+    """
+    if actual.size == 0:
+        return 0.0
+    spacing = np.spacing(np.abs(expected)).astype(np.float64)
+    return _worst(np.abs(actual.astype(np.float64) - expected.astype(np.float64)) / spacing)
+
+
+def ulp_distance_to(actual: Array, exact: Array, magnitude: Array) -> float:
+    """Distance from a float64 result, in units in the last place of ``magnitude`` (the sum of the terms' absolutes).
+
+    The unit that an accumulation in the output format works with: a result that cancels keeps the errors of its terms.
+    """
+    if actual.size == 0:
+        return 0.0
+    with np.errstate(over="ignore"):
+        unit = np.spacing(np.maximum(np.abs(exact), magnitude).astype(actual.dtype)).astype(np.float64)
+    return _worst(np.abs(actual.astype(np.float64) - exact) / unit)
+
+
+def _worst(distances: Array) -> float:
+    return float("inf") if np.isnan(distances).any() else float(distances.max())
+
+
+def pair(name: str, value: int | Sequence[int]) -> Pair:
+    """An int or two of them as (vertical, horizontal)."""
+    if isinstance(value, (int, np.integer)):
+        return int(value), int(value)
+    numbers = tuple(int(number) for number in value)
+    if len(numbers) != 2:
+        raise ValueError(f"{name} must be a number or (vertical, horizontal), not {value!r}")
+    return numbers
+
+
+def pads(value: int | Sequence[int]) -> Pads:
+    """An int, (vertical, horizontal) or (top, left, bottom, right) as (top, left, bottom, right)."""
+    if isinstance(value, (int, np.integer)):
+        return (int(value),) * 4
+    numbers = tuple(int(number) for number in value)
+    if len(numbers) == 2:
+        return (*numbers, *numbers)
+    if len(numbers) != 4:
+        raise ValueError(
+            f"padding must be a number, (vertical, horizontal) or (top, left, bottom, right), not {value!r}"
+        )
+    return numbers

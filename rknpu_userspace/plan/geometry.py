@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: MIT
+"""What is to be computed: a convolution of one image, and the pieces that a plan cuts it into.
+
+A matmul is a convolution with a 1x1 kernel over an image that is one pixel wide and M high. Sizes are in pixels and
+channels. Coordinates are half-open ranges.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from rknpu_userspace.formats import ATOM, INPUTS, OUTPUTS, InputFormat, OutputFormat
+from rknpu_userspace.layout import align, ceil_div, weight_channels, weight_kernels
+
+from . import limits
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A convolution of one image.
+
+    ``form`` and ``out`` name formats. ``rows_in`` and ``rows_out`` say that the operand is a row-major matrix instead
+    of a cube (width 1 only). In depthwise mode ``out_channels`` equals ``channels``.
+    """
+
+    form: str
+    out: str
+    height: int
+    width: int
+    channels: int
+    out_channels: int
+    kernel_height: int = 1
+    kernel_width: int = 1
+    stride_y: int = 1
+    stride_x: int = 1
+    dilation_y: int = 1
+    dilation_x: int = 1
+    pad_top: int = 0
+    pad_left: int = 0
+    pad_bottom: int = 0
+    pad_right: int = 0
+    rows_in: bool = False
+    rows_out: bool = False
+    depthwise: bool = False
+
+    @property
+    def input(self) -> InputFormat:
+        """Format of features and weights."""
+        return INPUTS[self.form]
+
+    @property
+    def output(self) -> OutputFormat:
+        """Format of the result."""
+        return OUTPUTS[self.out]
+
+    @property
+    def span_y(self) -> int:
+        """Input lines under a window."""
+        return (self.kernel_height - 1) * self.dilation_y + 1
+
+    @property
+    def span_x(self) -> int:
+        """Input columns under a window."""
+        return (self.kernel_width - 1) * self.dilation_x + 1
+
+    @property
+    def out_height(self) -> int:
+        """Output lines."""
+        return (self.height + self.pad_top + self.pad_bottom - self.span_y) // self.stride_y + 1
+
+    @property
+    def out_width(self) -> int:
+        """Output columns."""
+        return (self.width + self.pad_left + self.pad_right - self.span_x) // self.stride_x + 1
+
+    @property
+    def stored_channels(self) -> int:
+        """Input channels as they lie in memory."""
+        if self.rows_in:
+            return align(self.channels, max(self.input.channel_group, self.input.atom_channels))
+        return weight_channels(self.channels, self.input)
+
+    @property
+    def stored_outputs(self) -> int:
+        """Output channels as they lie in memory: whole kernel groups."""
+        return align(self.out_channels, self.output_group)
+
+    @property
+    def output_group(self) -> int:
+        """Output channels of a kernel group."""
+        return self.input.depthwise_group if self.depthwise else self.input.kernel_group
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates that the result needs."""
+        per_pixel = self.kernel_height * self.kernel_width * self.out_channels
+        return self.out_height * self.out_width * per_pixel * (1 if self.depthwise else self.channels)
+
+    @property
+    def in_bytes(self) -> int:
+        """Bytes of the features."""
+        return self.height * self.width * self.input.nbytes(self.stored_channels)
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights."""
+        kernels = 1 if self.depthwise else weight_kernels(self.out_channels)
+        return kernels * self.input.nbytes(self.kernel_height * self.kernel_width * self.stored_channels)
+
+    @property
+    def out_bytes(self) -> int:
+        """Bytes of the result."""
+        return self.out_height * self.out_width * self.stored_outputs * self.output.nbytes
+
+    def check(self) -> None:
+        """Raise ValueError for what no task can do."""
+        for name in ("height", "width", "channels", "out_channels", "kernel_height", "kernel_width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name.replace('_', ' ')} is zero: the NPU has no empty tensors")
+        limits.check_range("kernel height", self.kernel_height, 1, limits.MAX_KERNEL, "5-bit register field")
+        limits.check_range("kernel width", self.kernel_width, 1, limits.MAX_KERNEL, "5-bit register field")
+        limits.check_range("vertical stride", self.stride_y, 1, limits.MAX_STRIDE, "3-bit register field")
+        limits.check_range("horizontal stride", self.stride_x, 1, limits.MAX_STRIDE, "3-bit register field")
+        limits.check_range("vertical dilation", self.dilation_y, 1, limits.MAX_DILATION, "5-bit register field")
+        limits.check_range("horizontal dilation", self.dilation_x, 1, limits.MAX_DILATION, "5-bit register field")
+        for side, span in (
+            ("top", self.span_y),
+            ("bottom", self.span_y),
+            ("left", self.span_x),
+            ("right", self.span_x),
+        ):
+            most = min(limits.MAX_PAD, span - 1)
+            why = "4-bit register field" if most == limits.MAX_PAD else "a window may not lie in the padding alone"
+            limits.check_range(f"{side} padding", getattr(self, f"pad_{side}"), 0, most, why)
+        if self.out_height < 1 or self.out_width < 1:
+            raise ValueError(
+                f"the {self.span_y}x{self.span_x} window is larger than the padded {self.height}x{self.width} input"
+            )
+
+    def lines(self, first: int, last: int) -> Problem:
+        """The sub-problem of output lines [first, last); its input is ``input_lines(first, last)``."""
+        top, bottom = self.input_lines(first, last)
+        start = first * self.stride_y - self.pad_top
+        end = (last - 1) * self.stride_y - self.pad_top + self.span_y
+        return replace(self, height=bottom - top, pad_top=max(0, -start), pad_bottom=max(0, end - self.height))
+
+    def input_lines(self, first: int, last: int) -> tuple[int, int]:
+        """Input lines that the output lines [first, last) need."""
+        start = first * self.stride_y - self.pad_top
+        end = (last - 1) * self.stride_y - self.pad_top + self.span_y
+        return max(0, start), min(self.height, end)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of the sum: channels [c0, c1) and taps [ky0, ky1) x [kx0, kx1) of every kernel."""
+
+    c0: int
+    c1: int
+    ky0: int
+    ky1: int
+    kx0: int
+    kx1: int
+
+    @property
+    def taps(self) -> int:
+        """Kernel height x width of the part."""
+        return (self.ky1 - self.ky0) * (self.kx1 - self.kx0)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One spatial axis of a chunk: how output positions map to input positions."""
+
+    size: int
+    out: int
+    stride: int
+    first: int
+    """Input position of the first tap of output 0; negative in the padding."""
+    span: int
+
+    @property
+    def valid(self) -> tuple[int, int]:
+        """Outputs whose window touches the input."""
+        least = max(0, ceil_div(1 - self.span - self.first, self.stride))
+        most = min(self.out, (self.size - 1 - self.first) // self.stride + 1)
+        return least, max(least, most)
+
+    def window(self, start: int, stop: int) -> tuple[int, int, int]:
+        """For outputs [start, stop): first input position, number of them, padding before them."""
+        low = start * self.stride + self.first
+        high = (stop - 1) * self.stride + self.first + self.span
+        begin = max(0, low)
+        return begin, min(self.size, high) - begin, begin - low
+
+
+def axes(problem: Problem, chunk: Chunk) -> tuple[Axis, Axis]:
+    """The vertical and horizontal axis of a chunk."""
+    return (
+        Axis(
+            problem.height,
+            problem.out_height,
+            problem.stride_y,
+            chunk.ky0 * problem.dilation_y - problem.pad_top,
+            (chunk.ky1 - chunk.ky0 - 1) * problem.dilation_y + 1,
+        ),
+        Axis(
+            problem.width,
+            problem.out_width,
+            problem.stride_x,
+            chunk.kx0 * problem.dilation_x - problem.pad_left,
+            (chunk.kx1 - chunk.kx0 - 1) * problem.dilation_x + 1,
+        ),
+    )
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One task: output lines [y0, y1), columns [x0, x1), kernels [n0, n1) of one chunk of one image."""
+
+    image: int
+    chunk: int
+    y0: int
+    y1: int
+    x0: int
+    x1: int
+    n0: int
+    n1: int
+    data_banks: int
+    weight_reuse: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The tasks of a problem over ``images`` images, in order.
+
+    ``partial``: the chunks write partial sums one behind the other, in ``out``; the host adds them up.
+    ``dma_bytes`` are those of features, weights and output.
+    """
+
+    problem: Problem
+    images: int
+    chunks: tuple[Chunk, ...]
+    tiles: tuple[Tile, ...]
+    out: str
+    dma_in: int
+    dma_weights: int
+    dma_out: int
+
+    @property
+    def partial(self) -> bool:
+        """Whether the host has to add up partial sums."""
+        return len(self.chunks) > 1
+
+    @property
+    def dma_bytes(self) -> int:
+        """Bytes of features, weights and results that the NPU moves."""
+        return self.dma_in + self.dma_weights + self.dma_out
+
+    @property
+    def bound_bytes(self) -> int:
+        """Each input, weight and output byte once."""
+        problem = self.problem
+        return self.images * (problem.in_bytes + problem.out_bytes) + problem.weight_bytes
+
+    @property
+    def image_bytes(self) -> int:
+        """Output bytes of one chunk of one image."""
+        problem = self.problem
+        return problem.out_height * problem.out_width * problem.stored_outputs * OUTPUTS[self.out].nbytes
+
+
+def atoms(nbytes: int) -> int:
+    """Bytes to atoms."""
+    return nbytes // ATOM

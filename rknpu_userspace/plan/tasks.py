@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: MIT
+"""The tasks of a plan: one description of registers per tile, once it is known where the buffers are.
+
+Register values follow Mesa (rkt_regcmd.c, rkt_task.c) and the matmul clients of the mainline driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rknpu_userspace.formats import ATOM, OUTPUTS
+from rknpu_userspace.layout import align, ceil_div, weight_kernels
+from rknpu_userspace.quant import Requant
+from rknpu_userspace.task import ALU_ADD, DEPTHWISE, DIRECT, Conv, Dpu, Rdma, Stage, TaskConfig
+
+from . import limits
+from .geometry import Axis, Chunk, Plan, Problem, Tile, axes
+from .tiling import chunk_channels
+
+_BRDMA_ALU = 1
+_FLOAT16 = 2
+_NARROW = ("float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Post:
+    """What the DPU does with the sums: bias, ReLU, requantisation; the weights' zero point (int8).
+
+    A plan with partial sums has none of it but the zero point: the host does it after adding up.
+    """
+
+    bias: bool = False
+    relu: bool = False
+    requant: Requant | None = None
+    zero_point: int = 0
+    pad_value: int = 0
+
+
+@dataclass(frozen=True)
+class Places:
+    """IOVAs: features of image 0, weights of each chunk, bias (or 0), output."""
+
+    features: int
+    weights: tuple[int, ...]
+    bias: int
+    out: int
+
+
+def row_bytes_in(problem: Problem) -> int:
+    """Length of a line of row-major features."""
+    return problem.input.nbytes(problem.stored_channels)
+
+
+def weight_sizes(plan: Plan) -> list[int]:
+    """Bytes of each chunk's packed weights."""
+    problem = plan.problem
+    sizes = []
+    for chunk in plan.chunks:
+        kernels = 1 if problem.depthwise else weight_kernels(problem.out_channels)
+        sizes.append(kernels * problem.input.nbytes(chunk.taps * chunk_channels(problem, chunk)))
+    return sizes
+
+
+def tasks(plan: Plan, post: Post, places: Places) -> Iterator[TaskConfig]:
+    """The task of every tile, in order."""
+    spans = [axes(plan.problem, chunk) for chunk in plan.chunks]
+    for tile in plan.tiles:
+        vertical, horizontal = spans[tile.chunk]
+        yield TaskConfig(
+            _conv(plan, tile, vertical, horizontal, post, places),
+            _dpu(plan, tile, post, places),
+            _rdma(plan, tile, post, places),
+        )
+
+
+def _feature_place(
+    problem: Problem, chunk: Chunk, tile: Tile, top: int, left: int, width: int
+) -> tuple[int, int, int, int]:
+    """Offset of the tile's features from image 0 (bytes), LINE_STRIDE, SURF_STRIDE (atoms) and GROUP_LINE_OFF.
+
+    Full-width tiles of a cube are fetched four lines at a time as Mesa and Rockchip's compiler do, others line by line.
+    """
+    form = problem.input
+    first = chunk.c0 + (tile.n0 if problem.depthwise else 0)
+    image = tile.image * problem.in_bytes
+    if problem.rows_in:
+        line = row_bytes_in(problem)
+        return image + top * line + form.nbytes(first), line // ATOM, 0, 1
+    area = problem.height * problem.width
+    offset = image + (first // form.atom_channels * area + top * problem.width + left) * ATOM
+    if width == problem.width:
+        return offset, 4 * width, area - 4 * width, 0
+    return offset, problem.width, area - width, 1
+
+
+def _conv(plan: Plan, tile: Tile, vertical: Axis, horizontal: Axis, post: Post, places: Places) -> Conv:
+    problem, chunk = plan.problem, plan.chunks[tile.chunk]
+    form = problem.input
+    top, height, pad_top = vertical.window(tile.y0, tile.y1)
+    left, width, pad_left = horizontal.window(tile.x0, tile.x1)
+    offset, line_stride, surface_stride, line_by_line = _feature_place(problem, chunk, tile, top, left, width)
+    kernels = tile.n1 - tile.n0
+    if problem.depthwise:
+        channels = align(kernels, form.atom_channels)
+        stored = 1
+        real = kernels
+    else:
+        channels = chunk_channels(problem, chunk)
+        stored = weight_kernels(kernels)
+        real = chunk.c1 - chunk.c0
+    per_channel = form.nbytes(chunk.taps * channels)
+    weight_offset = tile.n0 * form.nbytes(chunk.taps * (1 if problem.depthwise else channels))
+    return Conv(
+        precision=form.code,
+        height=height,
+        width=width,
+        channels=channels,
+        channels_real=real,
+        out_height=tile.y1 - tile.y0,
+        out_width=tile.x1 - tile.x0,
+        out_channels=align(kernels, problem.output_group),
+        kernels=stored,
+        kernel_height=chunk.ky1 - chunk.ky0,
+        kernel_width=chunk.kx1 - chunk.kx0,
+        bytes_per_kernel=per_channel,
+        data_banks=tile.data_banks,
+        weight_banks=limits.CBUF_BANKS - tile.data_banks,
+        data_entries=ceil_div(form.nbytes(width * channels), limits.ENTRY_BYTES),
+        feature_address=places.features + offset,
+        weight_address=places.weights[tile.chunk] + weight_offset,
+        line_stride=line_stride,
+        surface_stride=surface_stride,
+        dma_width=width,
+        dma_height=height,
+        mode=DEPTHWISE if problem.depthwise else DIRECT,
+        stride_y=problem.stride_y,
+        stride_x=problem.stride_x,
+        dilation_y=problem.dilation_y,
+        dilation_x=problem.dilation_x,
+        pad_top=pad_top,
+        pad_left=pad_left,
+        pad_value=(post.pad_value & 0xFF) * 0x01010101,
+        line_by_line=line_by_line,
+        grains=height + 1,
+        weight_reuse=int(tile.weight_reuse),
+        zero_point_path=int(_uses_zero_point(plan, post) or form.name == "int16"),
+    )
+
+
+def _uses_zero_point(plan: Plan, post: Post) -> bool:
+    """The accumulator's zero-point path: needed for a zero point, and on in every int8 -> int8 client."""
+    return plan.problem.form == "int8" and (post.zero_point != 0 or plan.out == "int8")
+
+
+def _stage(plan: Plan, post: Post) -> Stage:
+    """BS: bias from memory and ReLU, where the DPU does them."""
+    if plan.partial or not (post.bias or post.relu):
+        return Stage()
+    return Stage(
+        bypass=0,
+        alu_bypass=int(not post.bias),
+        alu_from_memory=int(post.bias),
+        alu_algorithm=ALU_ADD if post.bias else 0,
+        relu_bypass=int(not post.relu),
+    )
+
+
+def out_place(plan: Plan, tile: Tile) -> tuple[int, int, int]:
+    """Where a tile's result goes: offset in the output (bytes), surface stride (bytes), notch (atoms)."""
+    problem = plan.problem
+    size = OUTPUTS[plan.out].nbytes
+    offset = (tile.image * len(plan.chunks) + tile.chunk) * plan.image_bytes
+    if problem.rows_out:
+        line = problem.stored_outputs * size
+        return offset + tile.y0 * line + tile.n0 * size, ATOM, line // ATOM - 1
+    area = problem.out_height * problem.out_width
+    surface = tile.n0 * size // ATOM
+    offset += (surface * area + tile.y0 * problem.out_width + tile.x0) * ATOM
+    return offset, area * ATOM, problem.out_width - (tile.x1 - tile.x0)
+
+
+def last_atom(plan: Plan, tile: Tile) -> int:
+    """Offset in the output of the atom that the tile's task writes last."""
+    offset, surface, notch = out_place(plan, tile)
+    channels = align(tile.n1 - tile.n0, plan.problem.output_group)
+    surfaces = channels * OUTPUTS[plan.out].nbytes // ATOM
+    width = tile.x1 - tile.x0
+    return offset + (surfaces - 1) * surface + ATOM * ((tile.y1 - tile.y0 - 1) * (width + notch) + width - 1)
+
+
+def _dpu(plan: Plan, tile: Tile, post: Post, places: Places) -> Dpu:
+    problem = plan.problem
+    out = OUTPUTS[plan.out]
+    offset, surface, notch = out_place(plan, tile)
+    requant = None if plan.partial else post.requant
+    return Dpu(
+        in_precision=problem.input.dpu,
+        precision=problem.input.dpu,
+        out_precision=out.code,
+        height=tile.y1 - tile.y0,
+        width=tile.x1 - tile.x0,
+        channels=align(tile.n1 - tile.n0, problem.output_group),
+        channels_real=tile.n1 - tile.n0,
+        address=places.out + offset,
+        surface_stride=surface,
+        group_atoms=problem.output_group * out.nbytes // ATOM,
+        notch=notch,
+        mode=DEPTHWISE if problem.depthwise else DIRECT,
+        zero_point_bypass=int(not _uses_zero_point(plan, post)),
+        zero_point=-post.zero_point,
+        bs=_stage(plan, post),
+        cvt_offset=requant.offset if requant else 0,
+        cvt_scale=requant.scale if requant else 1,
+        cvt_shift=requant.shift if requant else 0,
+        cvt_narrow=int(out.name in _NARROW),
+    )
+
+
+def _rdma(plan: Plan, tile: Tile, post: Post, places: Places) -> Rdma:
+    bias = post.bias and not plan.partial
+    return Rdma(
+        bs_use=_BRDMA_ALU if bias else 0,
+        bs_address=places.bias + 4 * tile.n0 if bias else 0,
+        mode=DEPTHWISE if plan.problem.depthwise else DIRECT,
+        widen_float16=int(plan.problem.form in _NARROW),
+    )
+
+
+def seconds(plan: Plan, tile: Tile) -> float:
+    """Estimated time of a tile's task at 200 MHz, for grouping tasks into jobs that end before the driver's timeout."""
+    problem = plan.problem
+    chunk = plan.chunks[tile.chunk]
+    channels = tile.n1 - tile.n0 if problem.depthwise else chunk_channels(problem, chunk)
+    pixels = (tile.y1 - tile.y0) * (tile.x1 - tile.x0)
+    kernels = 1 if problem.depthwise else align(tile.n1 - tile.n0, problem.output_group)
+    macs = pixels * chunk.taps * channels * kernels
+    cycles = macs * (32 if problem.depthwise else 1) // problem.input.macs_per_cycle
+    moved = (
+        pixels * (channels * problem.stride_y * problem.stride_x + 4 * kernels) + chunk.taps * channels * kernels * 2
+    )
+    return (max(cycles, moved // limits.DMA_BYTES_PER_CYCLE) + limits.TASK_OVERHEAD_CYCLES) / limits.CLOCK_HZ
+
+
+def job_sizes(plan: Plan, most: float = limits.MAX_JOB_SECONDS) -> list[int]:
+    """How many tiles go into each job: as many as are estimated to end well before the driver's timeout."""
+    sizes: list[int] = []
+    total = most
+    for tile in plan.tiles:
+        cost = seconds(plan, tile)
+        if total + cost > most and (not sizes or sizes[-1]):
+            sizes.append(0)
+            total = 0.0
+        sizes[-1] += 1
+        total += cost
+    return sizes

@@ -1,0 +1,332 @@
+# SPDX-License-Identifier: MIT
+"""How a problem is cut into tasks so that it fits the CBUF, with the least DMA traffic.
+
+The CBUF holds a tile's features and, beside them, at least one kernel group. Two ways of using it are weighed for every
+split of the banks:
+
+* *streaming*: the features stay, all kernel groups pass by; every spatial tile fetches all weights;
+* *resident*: some kernel groups stay, the spatial tiles pass by (WEIGHT_REUSE); every group of kernels fetches all
+  features.
+
+When kernels are long, the sum may also be cut into *chunks* of input channels (or, if even that is not enough, of
+taps): the NPU writes one partial result per chunk in int32 or float32, and the host adds them up exactly. A partial
+byte counts twice, once written by the NPU and once read by the host.
+
+The choice is the plan with the fewest bytes, a task counting as the bytes that could move while it starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from rknpu_userspace.formats import COMBINATIONS, OUTPUTS
+from rknpu_userspace.layout import align, ceil_div
+
+from . import limits
+from .geometry import Axis, Chunk, Plan, Problem, Tile, axes
+
+_CHUNK_COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)
+_WIDTH_CUTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+_GOOD_ENOUGH = 1.02
+"""Bytes over the lower bound at which the search ends."""
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """How one chunk is tiled: spatial tile, kernels per task, and what it costs."""
+
+    tile_height: int
+    tile_width: int
+    kernels: int
+    data_banks: int
+    resident: bool
+    dma_in: int
+    dma_weights: int
+    tasks: int
+
+    @property
+    def cost(self) -> int:
+        return self.dma_in + self.dma_weights + self.tasks * limits.TASK_OVERHEAD_BYTES
+
+
+def _pieces(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
+    for at in range(start, stop, step):
+        yield at, min(at + step, stop)
+
+
+def _covered(axis: Axis, step: int) -> int:
+    """Input positions that tiles of ``step`` outputs fetch together."""
+    return sum(axis.window(a, b)[1] for a, b in _pieces(*axis.valid, step))
+
+
+def _widest(axis: Axis, step: int) -> int:
+    return max(axis.window(a, b)[1] for a, b in _pieces(*axis.valid, step))
+
+
+def chunk_channels(problem: Problem, chunk: Chunk) -> int:
+    """Input channels of a chunk as they lie in memory: whole atoms, whole channel groups for row-major features."""
+    form = problem.input
+    unit = max(form.channel_group, form.atom_channels) if problem.rows_in else form.atom_channels
+    return align(chunk.c1 - chunk.c0, unit)
+
+
+def _tile_height(axis: Axis, line_entries: int, banks: int) -> int:
+    """Most output lines whose input fits; 0 if not even one does."""
+    lines = min(limits.MAX_LINES, banks * limits.ENTRIES_PER_BANK // line_entries)
+    low, high = axis.valid
+    if min(axis.size, axis.window(low, high)[1]) <= lines:
+        return high - low
+    return max(0, (lines - axis.span) // axis.stride + 1)
+
+
+def _even(total: int, step: int) -> int:
+    """The same number of pieces, of like size."""
+    return ceil_div(total, ceil_div(total, step))
+
+
+def _kernel_options(problem: Problem, per_kernel: int) -> Iterator[tuple[int, int, bool]]:
+    """(kernels per task, weight banks, resident) that are worth weighing."""
+    group = problem.output_group
+    kernels = problem.out_channels
+    groups = ceil_div(kernels, group)
+    most = limits.MAX_TASK_KERNELS // group
+    one = ceil_div(min(group, align(kernels, 2)) * per_kernel, limits.BANK_BYTES)
+    per_task = _even(groups, min(groups, most))
+    if one < limits.CBUF_BANKS:
+        yield min(kernels, per_task * group), min(max(one, 2), limits.CBUF_BANKS - 1), False
+        if one == 1:
+            yield min(kernels, per_task * group), 1, False
+    seen = set()
+    for banks in range(one, limits.CBUF_BANKS):
+        fit = min(groups, most, banks * limits.BANK_BYTES // (group * per_kernel) or 1)
+        fit = _even(groups, fit)
+        if fit not in seen:
+            seen.add(fit)
+            yield min(kernels, fit * group), banks, True
+
+
+def _depthwise_options(problem: Problem, taps_bytes: int) -> Iterator[tuple[int, int, bool]]:
+    """(channels per task, weight banks, resident) of a depthwise problem: weights are small, features are not."""
+    group = problem.output_group
+    groups = ceil_div(problem.out_channels, group)
+    most = min(groups, limits.MAX_TASK_KERNELS // group)
+    for count in sorted({_even(groups, ceil_div(most, cut)) for cut in range(1, most + 1)}, reverse=True):
+        banks = ceil_div(count * group * taps_bytes, limits.BANK_BYTES)
+        if banks < limits.CBUF_BANKS:
+            yield min(problem.out_channels, count * group), banks, True
+
+
+def _cuts(problem: Problem, chunk: Chunk, images: int) -> Iterator[_Cut]:
+    """Every way of tiling a chunk that fits the CBUF."""
+    form = problem.input
+    channels = chunk_channels(problem, chunk)
+    tap_bytes = form.nbytes(chunk.taps * form.atom_channels) // form.atom_channels if form.bits >= 8 else 0
+    per_kernel = form.nbytes(chunk.taps * channels)
+    if not problem.depthwise and per_kernel > limits.MAX_BYTES_PER_KERNEL:
+        return
+    vertical, horizontal = axes(problem, chunk)
+    one_pixel = problem.width == 1
+    columns = horizontal.valid[1] - horizontal.valid[0]
+    rows = vertical.valid[1] - vertical.valid[0]
+    options = _depthwise_options(problem, tap_bytes) if problem.depthwise else _kernel_options(problem, per_kernel)
+    for kernels, weight_banks, resident in options:
+        fetched = align(kernels, form.atom_channels) if problem.depthwise else channels
+        task_count = ceil_div(problem.out_channels, kernels)
+        banks = limits.CBUF_BANKS - weight_banks - int(one_pixel)
+        if one_pixel:
+            banks = min(banks, limits.MAX_DATA_BANKS_MATMUL)
+        if banks < 1:
+            continue
+        for cut in _WIDTH_CUTS:
+            width = ceil_div(columns, cut)
+            if cut > 1 and ceil_div(columns, cut - 1) == width:
+                break
+            widest = _widest(horizontal, width)
+            if width > limits.MAX_WIDTH or widest > limits.MAX_WIDTH:
+                continue
+            entries = ceil_div(form.nbytes(widest * fetched), limits.ENTRY_BYTES)
+            height = _tile_height(vertical, entries, banks)
+            if height < 1:
+                continue
+            height = _even(rows, height)
+            spatial = ceil_div(rows, height) * ceil_div(columns, width) * images
+            pixels = _covered(vertical, height) * _covered(horizontal, width)
+            per_pixel = form.nbytes(channels) * (1 if problem.depthwise else task_count)
+            weights = form.nbytes(chunk.taps * channels) * (1 if problem.depthwise else align(problem.out_channels, 2))
+            yield _Cut(
+                height,
+                width,
+                kernels,
+                limits.CBUF_BANKS - weight_banks,
+                resident,
+                images * pixels * per_pixel,
+                weights if resident else weights * spatial,
+                spatial * task_count,
+            )
+
+
+def _channel_chunks(problem: Problem, count: int) -> tuple[Chunk, ...] | None:
+    """Cut the input channels into ``count`` pieces of whole channel groups; None if there are not as many."""
+    unit = max(problem.input.channel_group, problem.input.atom_channels)
+    groups = ceil_div(problem.channels, unit)
+    if count > groups:
+        return None
+    step = ceil_div(groups, count) * unit
+    if ceil_div(problem.channels, step) != count:
+        return None
+    taps = (0, problem.kernel_height, 0, problem.kernel_width)
+    return tuple(Chunk(a, b, *taps) for a, b in _pieces(0, problem.channels, step))
+
+
+def _tap_chunks(problem: Problem) -> Iterator[tuple[Chunk, ...]]:
+    """Cut the kernel into ever smaller pieces of lines, then of single lines' columns, by channel group."""
+    unit = max(problem.input.channel_group, problem.input.atom_channels)
+    if problem.depthwise:
+        unit = problem.channels
+    channels = list(_pieces(0, problem.channels, unit))
+    for pieces in range(2, problem.kernel_height + 1):
+        step = ceil_div(problem.kernel_height, pieces)
+        lines = list(_pieces(0, problem.kernel_height, step))
+        yield tuple(Chunk(*c, *ky, 0, problem.kernel_width) for c in channels for ky in lines)
+    for pieces in range(2, problem.kernel_width + 1):
+        columns = list(_pieces(0, problem.kernel_width, ceil_div(problem.kernel_width, pieces)))
+        yield tuple(
+            Chunk(*c, ky, ky + 1, *kx) for c in channels for ky in range(problem.kernel_height) for kx in columns
+        )
+
+
+def _best(problem: Problem, chunks: tuple[Chunk, ...], images: int) -> list[_Cut] | None:
+    """The cheapest cut of every chunk, or None if one does not fit. Like chunks are looked at once."""
+    known: dict[tuple[int, ...], _Cut | None] = {}
+    cuts = []
+    for chunk in chunks:
+        vertical, horizontal = axes(problem, chunk)
+        if vertical.valid[0] == vertical.valid[1] or horizontal.valid[0] == horizontal.valid[1]:
+            cuts.append(_Cut(1, 1, problem.out_channels, 1, False, 0, 0, 0))
+            continue
+        key = (chunk.c1 - chunk.c0, chunk.ky0, chunk.ky1, chunk.kx0, chunk.kx1)
+        if key not in known:
+            known[key] = min(_cuts(problem, chunk, images), key=lambda cut: cut.cost, default=None)
+        best = known[key]
+        if best is None:
+            return None
+        cuts.append(best)
+    return cuts
+
+
+def _out_bytes(problem: Problem, chunks: int, images: int) -> int:
+    pixels = problem.out_height * problem.out_width * images
+    size = OUTPUTS[COMBINATIONS[problem.form][0]].nbytes if chunks > 1 else problem.output.nbytes
+    return pixels * problem.stored_outputs * size * chunks
+
+
+@lru_cache(maxsize=256)
+def make_plan(problem: Problem, images: int = 1) -> Plan:
+    """The cheapest plan. ValueError if the problem breaks a limit of the hardware."""
+    problem.check()
+    best: tuple[int, tuple[Chunk, ...], list[_Cut]] | None = None
+    most = limits.MAX_CHANNELS_PER_TASK[problem.form]
+    bound = images * (problem.in_bytes + problem.out_bytes) + problem.weight_bytes
+    for count in _CHUNK_COUNTS if not problem.depthwise else (1,):
+        chunks = _channel_chunks(problem, count) if not problem.depthwise else _whole(problem)
+        if chunks is None or (not problem.depthwise and chunks[0].c1 > most):
+            continue
+        written = _out_bytes(problem, len(chunks), images) * (2 if len(chunks) > 1 else 1)
+        if best is not None and written + images * problem.in_bytes + problem.weight_bytes > best[0]:
+            break
+        cuts = _best(problem, chunks, images)
+        if cuts is None:
+            continue
+        cost = written + sum(cut.cost for cut in cuts)
+        if best is None or cost < best[0]:
+            best = (cost, chunks, cuts)
+        if best[0] <= bound * _GOOD_ENOUGH + limits.TASK_OVERHEAD_BYTES:
+            break
+    if best is None:
+        best = _by_taps(problem, images)
+    return _plan(problem, images, best[1], best[2])
+
+
+def _whole(problem: Problem) -> tuple[Chunk, ...]:
+    return (Chunk(0, problem.channels, 0, problem.kernel_height, 0, problem.kernel_width),)
+
+
+def _by_taps(problem: Problem, images: int) -> tuple[int, tuple[Chunk, ...], list[_Cut]]:
+    for chunks in _tap_chunks(problem):
+        cuts = _best(problem, chunks, images)
+        if cuts is not None:
+            return 0, chunks, cuts
+    raise ValueError(
+        f"no tile of this convolution fits the CBUF ({limits.CBUF_BANKS} banks of {limits.BANK_BYTES} bytes): "
+        f"{problem}; use a smaller kernel or dilation"
+    )
+
+
+def _plan(problem: Problem, images: int, chunks: tuple[Chunk, ...], cuts: list[_Cut]) -> Plan:
+    tiles: list[Tile] = []
+    for index, (chunk, cut) in enumerate(zip(chunks, cuts, strict=True)):
+        vertical, horizontal = axes(problem, chunk)
+        for n0, n1 in _pieces(0, problem.out_channels, cut.kernels):
+            first = True
+            for image in range(images):
+                for y0, y1 in _pieces(*vertical.valid, cut.tile_height):
+                    for x0, x1 in _pieces(*horizontal.valid, cut.tile_width):
+                        reuse = cut.resident and not first
+                        tiles.append(Tile(image, index, y0, y1, x0, x1, n0, n1, cut.data_banks, reuse))
+                        first = False
+    partial = len(chunks) > 1
+    return Plan(
+        problem,
+        images,
+        chunks,
+        tuple(tiles),
+        COMBINATIONS[problem.form][0] if partial else problem.out,
+        sum(cut.dma_in for cut in cuts),
+        sum(cut.dma_weights for cut in cuts),
+        _out_bytes(problem, len(chunks), images),
+    )
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one core does: images [i0, i1), output lines [y0, y1), kernels [n0, n1) of a problem."""
+
+    i0: int
+    i1: int
+    y0: int
+    y1: int
+    n0: int
+    n1: int
+    plan: Plan
+
+
+def _part(problem: Problem, i: tuple[int, int], y: tuple[int, int], n: tuple[int, int]) -> Part:
+    sub = problem.lines(*y) if y != (0, problem.out_height) else problem
+    if n != (0, problem.out_channels):
+        sub = replace(sub, out_channels=n[1] - n[0], channels=n[1] - n[0] if sub.depthwise else sub.channels)
+    return Part(*i, *y, *n, make_plan(sub, i[1] - i[0]))
+
+
+def split(problem: Problem, images: int, cores: int) -> tuple[Part, ...]:
+    """Cut a problem into at most ``cores`` independent parts along images, output lines or kernels.
+
+    Of the splits that use most cores, the one with the fewest DMA bytes over all parts.
+    """
+    everything = ((0, images), (0, problem.out_height), (0, problem.out_channels))
+    problem.check()
+    if cores == 1:
+        return (_part(problem, *everything),)
+    units = (1, 1, problem.output_group)
+    candidates = []
+    for axis, (whole, unit) in enumerate(zip(everything, units, strict=True)):
+        step = align(ceil_div(whole[1], cores), unit)
+        parts = []
+        for piece in _pieces(*whole, step):
+            ranges = list(everything)
+            ranges[axis] = piece
+            parts.append(_part(problem, *ranges))
+        dma = sum(part.plan.dma_bytes for part in parts)
+        candidates.append((-len(parts), dma, axis, tuple(parts)))
+    return min(candidates, key=lambda candidate: candidate[:3])[3]
