@@ -27,8 +27,8 @@ from lab.virt.runtime import Runtime, create_runtime, parse_size
 from lab.virt.supervisor import Program, Supervisor
 
 NPU_CORES = 3
-PANIC = re.compile(rb"end Kernel panic - not syncing: (.*?) \]---")
-"""The last line of linux kernel/panic.c."""
+PANIC = re.compile(rb"Kernel panic - not syncing: ([^\r\n]*)\r?\n")
+"""linux kernel/panic.c"""
 START_SECONDS = 30.0
 """How long each program may take to start; seen: model 0.5 s, QEMU 0.2 s; a busy machine is ten times slower."""
 
@@ -312,10 +312,17 @@ class VirtualBoard:
                 return b""
 
     def _look_for_panic(self, data: bytes) -> None:
-        """A panicked kernel says no more: nobody should wait for it."""
+        """After a panic nobody should wait for an answer: the kernel stands still, or starts again and panics again."""
         self._recent = (self._recent + data)[-8192:]
         found = PANIC.search(self._recent)
         if found is not None:
+            assert self._console is not None
+            # the trace that follows the line
+            while select.select([self._console], [], [], 0.3)[0] and len(self._recent) < 32768:
+                more = self._console.recv(4096)
+                self._recent += more
+                if not more or b"end Kernel panic" in more or b"Booting Linux" in more:
+                    break
             last = "\n".join(self._recent.decode(errors="replace").splitlines()[-15:])
             self._recent = b""
             what = f"the guest's kernel panicked: {found[1].decode(errors='replace')}"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,17 @@ class BoardTree:
     enabled_cores: tuple[str, ...]
     """Paths of NPU core nodes with status okay."""
     disabled_cores: tuple[str, ...]
+    console: str = ""
+    """Value of ``console=`` that selects the UART of ``/chosen/stdout-path``, e.g. ``ttyS2,1500000n8``."""
+
+
+def _values(prop: object) -> list[str]:
+    # the library guesses types: anything that is no string list has no .data of str
+    return [value for value in getattr(prop, "data", []) if isinstance(value, str)]
 
 
 def _strings(node: fdt.Node, name: str) -> list[str]:
-    prop = node.get_property(name)
-    # the library guesses types: anything that is no string list has no .data of str
-    return [value for value in getattr(prop, "data", []) if isinstance(value, str)]
+    return _values(node.get_property(name))
 
 
 def read_board_tree(path: Path) -> BoardTree:
@@ -64,7 +70,23 @@ def read_board_tree(path: Path) -> BoardTree:
                 where = f"{node_path.rstrip('/')}/{node.name}"
                 (enabled if not status or status[0] in ("okay", "ok") else disabled).append(where)
     model = _strings(tree.root, "model")
-    return BoardTree(model[0] if model else compatible[0], compatible, tuple(sorted(enabled)), tuple(sorted(disabled)))
+    name = model[0] if model else compatible[0]
+    return BoardTree(name, compatible, tuple(sorted(enabled)), tuple(sorted(disabled)), _console(tree))
+
+
+def _console(tree: fdt.FDT) -> str:
+    """The console that the tree names, as a kernel parameter; empty when it names none."""
+    if not (tree.exist_node("/chosen") and tree.exist_node("/aliases")):
+        return ""
+    chosen = _strings(tree.get_node("/chosen"), "stdout-path")
+    if not chosen:
+        return ""
+    place, _, options = chosen[0].partition(":")
+    if place.startswith("/"):
+        aliases = {value: prop.name for prop in tree.get_node("/aliases").props for value in _values(prop)}
+        place = aliases.get(place, "")
+    found = re.fullmatch(r"serial(\d+)", place)
+    return f"ttyS{found[1]}{',' if options else ''}{options}" if found else ""
 
 
 def require_npu(path: Path) -> BoardTree:

@@ -10,6 +10,7 @@ from lab.assemble.artifacts import ArtifactSet, load
 from lab.assemble.virt import BuildOptions, assemble
 from lab.output import Output
 from lab.virt.board import BoardConfig
+from lab.virt.dtb import require_npu
 
 DEFAULT_BOARD = "rk3588s-orangepi-5"
 
@@ -29,16 +30,25 @@ def find_dtb(artifacts: ArtifactSet, board: str) -> Path:
     return artifacts.dtb(board)
 
 
+def with_console(cmdline: str, console: str) -> str:
+    """The command line with its console on the UART that the board's tree names: QEMU's serial port is there."""
+    if not console:
+        return cmdline
+    words = [word for word in cmdline.split() if not word.startswith("console=")]
+    return " ".join([*words, f"console={console}"])
+
+
 def board_config(
     artifacts: ArtifactSet, board: str = DEFAULT_BOARD, *, boot_args: str = "", **options: Any
 ) -> BoardConfig:
     """What to boot: the set's files, a board's tree, and options of `BoardConfig`."""
+    dtb = find_dtb(artifacts, board)
     return BoardConfig(
         qemu=artifacts.qemu,
         kernel=artifacts.kernel,
         initrd=artifacts.initrd,
-        dtb=find_dtb(artifacts, board),
-        cmdline=f"{artifacts.cmdline} {boot_args}".strip(),
+        dtb=dtb,
+        cmdline=f"{with_console(artifacts.cmdline, require_npu(dtb).console)} {boot_args}".strip(),
         disks=(artifacts.rootfs, artifacts.kit),
         ssh_key=artifacts.ssh_key,
         **options,

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "virt"))
 
-from boards import make_config, run_directories, wait_until_gone
+from boards import abandoned, make_config, run_directories, wait_until_gone
 from labgrid import Environment
 
 from lab.labgrid import KitQEMUDriver
@@ -49,4 +49,4 @@ def make_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
     for environment in made:
         environment.cleanup()
     assert wait_until_gone(mark, 5.0) == []
-    assert run_directories() - before == set()
+    assert abandoned(before) == set()

@@ -11,11 +11,14 @@ from pathlib import Path
 import fdt
 
 from lab.virt.board import BoardConfig
+from lab.virt.runtime import _alive
 
 PROGRAMS = Path(__file__).with_name("fake_programs.py")
 
 
-def make_dtb(path: Path, *, compatible: str = "rockchip,rk3588s", cores: int = 3, status: str = "okay") -> Path:
+def make_dtb(
+    path: Path, *, compatible: str = "rockchip,rk3588s", cores: int = 3, status: str = "okay", stdout: str = ""
+) -> Path:
     """A device tree with as much in it as the launcher looks at."""
     # its default list of reservations is shared by all trees of the process
     tree = fdt.FDT(entries=[])
@@ -24,6 +27,9 @@ def make_dtb(path: Path, *, compatible: str = "rockchip,rk3588s", cores: int = 3
     tree.root = fdt.Node("/")
     tree.set_property("compatible", ["test,board", compatible])
     tree.set_property("model", "Test board")
+    if stdout:
+        tree.set_property("serial9", "/serial@febc0000", "/aliases")
+        tree.set_property("stdout-path", stdout, "/chosen")
     for core in range(cores):
         node = fdt.Node(f"npu@fd{0xAB + core:x}0000")
         node.append(fdt.PropStrings("compatible", "rockchip,rk3588-rknn-core"))
@@ -75,5 +81,13 @@ def wait_until_gone(text: str, seconds: float = 10.0) -> list[int]:
 
 
 def run_directories() -> set[Path]:
-    """Run directories of this user."""
+    """Run directories of this user; other boards may come and go at the same time."""
     return {path for base in ("/dev/shm", "/tmp") for path in Path(base).glob(f"npulab-{os.getuid()}-*")}
+
+
+def abandoned(before: set[Path], seconds: float = 2.0) -> set[Path]:
+    """Run directories that were not there before and whose lock nobody holds, after a while."""
+    deadline = time.monotonic() + seconds
+    while (left := {path for path in run_directories() - before if not _alive(path)}) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left

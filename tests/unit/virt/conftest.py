@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator
 
 import pytest
-from boards import processes_mentioning, run_directories, wait_until_gone
+from boards import abandoned, processes_mentioning, run_directories, wait_until_gone
 
 
 @pytest.fixture(autouse=True)
@@ -19,4 +19,4 @@ def nothing_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield mark
     assert wait_until_gone(mark, 5.0) == [], "processes left"
     assert processes_mentioning(mark) == []
-    assert run_directories() - before == set(), "files left"
+    assert abandoned(before) == set(), "files left"

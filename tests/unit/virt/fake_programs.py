@@ -119,9 +119,9 @@ def _run_guest(mode: str, monitor: socket.socket, console: socket.socket) -> Non
         console.sendall(b"reboot: Power down\r\n")
         _shutdown(monitor)
     elif mode == "panic":
-        console.sendall(b"Booting Linux\r\n[    1.0] ---[ end Kernel pa")
+        console.sendall(b"Booting Linux\r\n[    1.0] Kernel pa")
         time.sleep(0.1)
-        console.sendall(b"nic - not syncing: No working init found. ]---\r\n")
+        console.sendall(b"nic - not syncing: No working init found.\r\n[   1.1] CPU: 0\r\n")
     elif mode == "deaf":
         return
     elif mode == "count":

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from lab.errors import ExitCode, KitError
 from lab.virt.dtb import read_board_tree, require_npu
+from lab.virt.select import with_console
 
 
 def test_a_good_tree(tmp_path: Path) -> None:
@@ -35,6 +36,26 @@ def test_without_npu(tmp_path: Path, cores: int, status: str, message: str) -> N
 def test_another_soc(tmp_path: Path) -> None:
     with pytest.raises(KitError, match=r"not an RK3588 board \(compatible: test,board, rockchip,rk3399\)"):
         read_board_tree(make_dtb(tmp_path / "x.dtb", compatible="rockchip,rk3399"))
+
+
+@pytest.mark.parametrize(
+    ("stdout", "console"),
+    [
+        ("serial9:115200n8", "ttyS9,115200n8"),
+        ("/serial@febc0000:1500000n8", "ttyS9,1500000n8"),
+        ("serial2", "ttyS2"),
+        ("/serial@feb50000", ""),
+        ("", ""),
+    ],
+)
+def test_console(tmp_path: Path, stdout: str, console: str) -> None:
+    assert read_board_tree(make_dtb(tmp_path / "x.dtb", stdout=stdout)).console == console
+
+
+def test_command_line_follows_the_console() -> None:
+    line = "root=/dev/vda console=ttyS2,1500000n8 panic=-1"
+    assert with_console(line, "") == line
+    assert with_console(line, "ttyS9,115200n8") == "root=/dev/vda panic=-1 console=ttyS9,115200n8"
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"/dts-v1/; / { };" * 10, b"\xd0\x0d\xfe\xed", b"\x7fELF" + bytes(99)])
