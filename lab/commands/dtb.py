@@ -7,8 +7,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from lab.cache import Cache
 from lab.errors import ExitCode, KitError
-from lab.kernel import fdtree, graph, picture
+from lab.kernel import dtsource, fdtree, graph, parts, picture, schema
 from lab.output import Output
 
 HELP = "check device trees, any board's and any kernel's, for what the NPU needs"
@@ -23,10 +24,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     check.add_argument(
         "--picture", type=Path, metavar="FILE", help="draw the graph, .svg or .png; %%s is the dtb's name"
     )
+    valid = verbs.add_parser("validate", help="compare with the kernel's bindings; only what mainline lacks counts")
+    valid.add_argument("files", nargs="*", metavar="DTB", type=Path, help="device trees (default: the kit's own)")
+    valid.add_argument("--kernel", default="7.3", metavar="KERNEL", help="tree, tarball or version (default 7.3)")
+    valid.add_argument("--npu", action="store_true", help="the NPU's nodes only: seconds instead of minutes")
+    valid.add_argument("--debian-mirror", metavar="URI", help="where Debian's sources come from")
 
 
 def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
-    """Check each file; the document has one entry per file."""
+    """One verb; the document has one entry per file."""
+    return _validate(args, out) if args.verb == "validate" else _check(args, out)
+
+
+def _check(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     picture_of = _picture_names(args.files, args.picture)
     results = []
     for path in args.files:
@@ -40,6 +50,38 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
             out.note(f"picture: {picture_of[path]}")
         results.append(entry)
     return {"ok": all(entry["ok"] for entry in results), "trees": results}
+
+
+def _validate(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    cache = Cache()
+    kernel = parts.open_kernel(args.kernel, cache, out, mirror=args.debian_mirror)
+    files = list(args.files)
+    for path in files:
+        fdtree.load_rk3588(path)
+    schemas = schema.processed(kernel, cache, out)
+    limit = schema.NPU_SCHEMAS if args.npu else ""
+    own = sorted(dtsource.OWN.glob("*.dts"))
+    folder = dtsource.compile_boards(kernel.root, cache, out, f"Linux {kernel.version}", own)
+    files = files or [folder / f"{source.stem}.dtb" for source in own]
+    results = []
+    for path in files:
+        found = schema.validate(path, schemas, cache, out, limit)
+        reference = _reference(path, folder)
+        known = schema.validate(reference, schemas, cache, out, limit) if found and reference else []
+        new = schema.beyond(found, known)
+        against = f", of which mainline's {reference.stem} has {len(found) - len(new)}" if known and reference else ""
+        out.say(f"{path.name}: {len(found)} findings{against}, {len(new)} new")
+        for line in new:
+            out.say(f"  {line}")
+        results.append({"file": path.name, "ok": not new, "findings": found, "new": new})
+    return {"ok": all(entry["ok"] for entry in results), "kernel": kernel.version, "trees": results}
+
+
+def _reference(path: Path, folder: Path) -> Path | None:
+    """Mainline's tree of the same board, or of the one that its name extends (``-plus``)."""
+    names = (path.stem, path.stem.rpartition("-")[0])
+    found = (folder / f"{name}.dtb" for name in names)
+    return next((candidate for candidate in found if candidate.is_file() and candidate != path), None)
 
 
 def _picture_names(files: list[Path], pattern: Path | None) -> dict[Path, Path]:

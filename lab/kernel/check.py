@@ -7,7 +7,6 @@ Each check has one of three results: it holds, it does not and why, or the files
 from __future__ import annotations
 
 import fnmatch
-import importlib
 import lzma
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from typing import Any
 
 from lab.errors import ExitCode, KitError
 from lab.kernel import elf, fdtree, graph, uapi
+from rknpu_userspace import uapi as library
 
 FRAGMENTS = Path(__file__).parents[2] / "recipes/recipes-kernel/linux/files"
 REQUIRED = FRAGMENTS / "npu.cfg"
@@ -235,32 +235,45 @@ def _symbols(files: Files, driver: elf.Module | None) -> Result:
 # --- interface and device trees --------------------------------------------------------------------------------------
 
 
-def expected_interface() -> dict[str, int] | None:
-    """The ioctl numbers that the user-space library uses; None when it is not part of this installation."""
-    try:
-        library = importlib.import_module("rknpu_userspace.uapi")
-    except ImportError:
-        return None
-    names = ("CREATE_BO", "SUBMIT", "PREP_BO", "FINI_BO")
-    found = {name: getattr(library, f"IOCTL_{name}", None) for name in names}
-    return {name: int(value) for name, value in found.items() if value is not None} or None
+IOCTLS = ("CREATE_BO", "SUBMIT", "PREP_BO", "FINI_BO")
+
+
+def expected_ioctls() -> dict[str, int]:
+    """The ioctl numbers that the user-space library uses; they hold the sizes of the structures passed."""
+    return {name: int(getattr(library, name)) for name in IOCTLS}
+
+
+def expected_sizes() -> dict[str, int]:
+    """Structure name to size in bytes, as the library packs them."""
+    names = (*IOCTLS, "JOB", "TASK")
+    return {f"drm_rocket_{name.lower()}": getattr(library, f"{name}_FORMAT").size for name in names}
 
 
 def _interface(files: Files, driver: elf.Module | None) -> list[Result]:
-    wanted = expected_interface()
+    wanted = expected_ioctls()
     results: list[Result] = []
     if files.header is not None:
         try:
             interface = uapi.parse(files.header.read_text())
         except ValueError as error:
             return [Result("interface", BAD, str(error), "the library may not fit this kernel")]
-        wrong = [name for name, number in (wanted or {}).items() if interface.ioctls.get(name) != number]
+        sizes = interface.sizes()
+        wrong = [
+            f"{name} is {interface.ioctls.get(name, 0):#x}"
+            for name in wanted
+            if interface.ioctls.get(name) != wanted[name]
+        ]
+        wrong += [
+            f"{name} has {sizes.get(name, 0)} bytes"
+            for name, size in expected_sizes().items()
+            if sizes.get(name) != size
+        ]
         if wrong:
-            found = ", ".join(f"{name} is {interface.ioctls.get(name, 0):#x}" for name in wrong)
+            found = ", ".join(wrong)
             results.append(Result("interface", BAD, found, "rknpu_userspace speaks another version"))
         else:
             results.append(Result("interface", OK, f"header {interface.fingerprint}, {len(interface.ioctls)} ioctls"))
-    if driver is not None and wanted:
+    if driver is not None:
         wrong = [name for name, number in wanted.items() if number not in driver.words]
         state = BAD if wrong else OK
         found = f"the module does not handle {', '.join(wrong)}" if wrong else "the module handles every ioctl we use"

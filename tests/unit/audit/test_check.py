@@ -163,3 +163,25 @@ def test_command_fails_on_a_fault_and_on_an_empty_directory(tmp_path: Path, caps
     assert main(["kernel", "check", "--json", str(kernel)]) == ExitCode.FAILED
     (document,) = json.loads(capsys.readouterr().out)["kernels"]
     assert {entry["name"] for entry in document["checks"] if not entry["ok"]} >= {"configuration", "driver"}
+
+
+def test_interface_of_the_tree_against_the_library(tmp_path: Path) -> None:
+    header = tmp_path / uapi.HEADER
+    header.parent.mkdir(parents=True)
+    job = "struct drm_rocket_job { __u64 tasks; __u64 in_bo_handles; __u64 out_bo_handles; __u32 task_count;"
+    rest = (
+        job + " __u32 task_struct_size; __u32 in_bo_handle_count; __u32 out_bo_handle_count; };\n"
+        "struct drm_rocket_task { __u32 regcmd; __u32 regcmd_count; };\n"
+        "struct drm_rocket_prep_bo { __u32 handle; __u32 reserved; __s64 timeout_ns; };\n"
+        "struct drm_rocket_fini_bo { __u32 handle; __u32 reserved; };\n"
+        "#define DRM_ROCKET_PREP_BO 0x02\n#define DRM_ROCKET_FINI_BO 0x03\n"
+        "#define DRM_IOCTL_ROCKET_PREP_BO DRM_IOW(DRM_COMMAND_BASE + DRM_ROCKET_PREP_BO, struct drm_rocket_prep_bo)\n"
+        "#define DRM_IOCTL_ROCKET_FINI_BO DRM_IOW(DRM_COMMAND_BASE + DRM_ROCKET_FINI_BO, struct drm_rocket_fini_bo)\n"
+    )
+    header.write_text(HEADER + rest)
+    files = check.Files(header=header)
+    (good,) = (result for result in check.run(files) if result.name == "interface")
+    assert good.state == check.OK
+    header.write_text(HEADER + rest.replace("__u32 regcmd_count;", "__u32 regcmd_count; __u32 flags; __u32 mask;"))
+    (bad,) = (result for result in check.run(files) if result.name == "interface")
+    assert (bad.state, bad.found) == (check.BAD, "drm_rocket_task has 16 bytes")
