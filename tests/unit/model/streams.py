@@ -365,3 +365,115 @@ def reference_conv(
                     pixel = padded[y * stride[0] + i * dilation[0], xx * stride[1] + j * dilation[1]]
                     out[y, xx] += w[:, i, j].astype(np.float64) @ pixel
     return out
+
+
+@dataclass
+class Flying:
+    """A DPU task whose main data comes from memory; flat cubes of one row unless a height is given."""
+
+    proc: str
+    width: int
+    channels: int
+    height: int = 1
+    main: str = ""
+    out: str = ""
+    src: int = 0
+    operand: int = 0
+    dst: int = 0
+
+    def task(self, ew: int = 0x383, erdma: int = 1, feature_mode: int | None = None) -> Task:
+        """All registers, nothing active but the copy; ``ew`` is EW_CFG, ``erdma`` ERDMA_CFG."""
+        main, out = self.main or self.proc, self.out or self.proc
+        pixels = self.width * self.height
+        t = Task(FLYING)
+        t.regs["DPU_FEATURE_MODE_CFG"] = 0x1E5
+        t.set(
+            "DPU_DATA_FORMAT",
+            PROC_PRECISION=OUT_CODE[self.proc],
+            IN_PRECISION=OUT_CODE[self.proc],
+            OUT_PRECISION=OUT_CODE[out],
+        )
+        t.regs["DPU_DST_BASE_ADDR"] = self.dst
+        t.set("DPU_DST_SURF_STRIDE", DST_SURF_STRIDE=16 * pixels)
+        t.set("DPU_SURFACE_ADD", SURF_ADD=16 * pixels)
+        t.set("DPU_DATA_CUBE_WIDTH", WIDTH=self.width - 1)
+        t.set("DPU_DATA_CUBE_HEIGHT", HEIGHT=self.height - 1)
+        t.set("DPU_DATA_CUBE_CHANNEL", CHANNEL=self.channels - 1, ORIG_CHANNEL=self.channels - 1)
+        t.regs["DPU_BS_CFG"] = t.regs["DPU_BN_CFG"] = 0x53
+        t.regs["DPU_BS_OW_CFG"] = 2
+        t.set("DPU_WDMA_SIZE_0", CHANNEL_WDMA=self.channels - 1)
+        t.set("DPU_WDMA_SIZE_1", WIDTH_WDMA=self.width - 1, HEIGHT_WDMA=self.height - 1)
+        t.regs["DPU_EW_CFG"] = ew
+        t.regs["DPU_EW_CVT_SCALE_VALUE"] = 1
+        t.set("DPU_OUT_CVT_SCALE", OUT_CVT_SCALE=1, FP32TOFP16_EN=int(out in ("fp16", "bf16")))
+        t.set("DPU_RDMA_RDMA_DATA_CUBE_WIDTH", WIDTH=self.width - 1)
+        t.set("DPU_RDMA_RDMA_DATA_CUBE_HEIGHT", HEIGHT=self.height - 1)
+        t.set("DPU_RDMA_RDMA_DATA_CUBE_CHANNEL", CHANNEL=self.channels - 1)
+        t.regs["DPU_RDMA_RDMA_SRC_BASE_ADDR"] = self.src
+        t.regs["DPU_RDMA_RDMA_ERDMA_CFG"] = erdma
+        t.regs["DPU_RDMA_RDMA_EW_BASE_ADDR"] = self.operand
+        t.set("DPU_RDMA_RDMA_EW_SURF_STRIDE", EW_SURF_STRIDE=16 * pixels)
+        if feature_mode is None:
+            wide = int(main in ("fp16", "bf16"))
+            code = OUT_CODE[main]
+            feature_mode = code << 15 | 15 << 11 | OUT_CODE[self.proc] << 5 | wide << 3 | 1
+        t.regs["DPU_RDMA_RDMA_FEATURE_MODE_CFG"] = feature_mode
+        t.regs["DPU_RDMA_RDMA_WEIGHT"] = 0x01010101
+        return t
+
+    @property
+    def out_dtype(self) -> str:
+        return OUT_DTYPE[self.out or self.proc]
+
+
+def stored(values: np.ndarray, kind: str) -> np.ndarray:
+    """Numbers to the elements of a DPU format; bf16 rounds to nearest even."""
+    if kind == "bf16":
+        bits = values.astype(np.float32).view(np.uint32)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(np.uint16)
+    return values.astype(OUT_DTYPE[kind])
+
+
+def numbers(raw: np.ndarray, kind: str) -> np.ndarray:
+    """Elements of a DPU format to float32 or integers."""
+    if kind == "bf16":
+        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    if kind in ("fp16", "fp32"):
+        return raw.view(OUT_DTYPE[kind]).astype(np.float32)
+    return raw.view(OUT_DTYPE[kind])
+
+
+def pack_dpu(values: np.ndarray, kind: str) -> np.ndarray:
+    """[y][x][c] numbers to a native cube of a DPU format, channels padded with zeros."""
+    raw = stored(values, kind)
+    lanes = 16 // raw.itemsize
+    height, width, channels = raw.shape
+    out = np.zeros((ceil_div(channels, lanes), height, width, lanes), raw.dtype)
+    for c in range(channels):
+        out[c // lanes, :, :, c % lanes] = raw[:, :, c]
+    return out.reshape(-1).view(np.uint8)
+
+
+def run_flying(
+    bench: Bench,
+    shape: Flying,
+    main: np.ndarray,
+    operand: np.ndarray | None = None,
+    ew: int = 0x383,
+    erdma: int = 1,
+    change: object = None,
+) -> tuple[TaskResult, np.ndarray]:
+    """Run on [y][x][c] numbers; ``operand`` is raw bytes (a packed cube or a vector)."""
+    shape.src = bench.put(pack_dpu(main, shape.main or shape.proc))
+    if operand is not None:
+        shape.operand = bench.put(operand)
+    size = np.dtype(shape.out_dtype).itemsize
+    surfaces = ceil_div(shape.channels * size, 16)
+    total = surfaces * shape.height * shape.width * 16
+    shape.dst = bench.alloc(total)
+    task = shape.task(ew, erdma)
+    if callable(change):
+        change(task)
+    result = bench.run(task)
+    cube = unpack_cube(bench.get(shape.dst, total), shape.height, shape.width, shape.channels, shape.out or shape.proc)
+    return result, cube
