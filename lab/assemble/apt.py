@@ -13,9 +13,10 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 from lab.assemble.artifacts import link
@@ -104,12 +105,23 @@ class Apt:
         return self._resolved(["install", "--no-install-recommends", *packages], architecture, out)
 
     def locate(self, packages: Sequence[str], architecture: str, out: Output) -> list[File]:
-        """The packages alone."""
-        return self._resolved(["download", *packages], architecture, out)
+        """The packages alone, in the order given."""
+        found = {file.package: file for file in self._resolved(["download", *packages], architecture, out)}
+        return [found[package] for package in packages]
 
     def locate_source(self, package: str, out: Output) -> list[File]:
         """The parts of a source package of trixie."""
         return self._resolved(["source", "--download-only", f"{package}/{SUITE}"], self.host_architecture(), out)
+
+    def names(self, prefix: str, architecture: str, out: Output) -> list[str]:
+        """Names of packages that begin with ``prefix``."""
+
+        def ask() -> list[str]:
+            command = ["apt-cache", *self._for(architecture), "pkgnames", prefix]
+            answer = subprocess.run(command, env=self._environment(), capture_output=True, text=True, check=False)
+            return answer.stdout.split()
+
+        return self._remembered(["names", prefix, architecture], ask, out)
 
     def fetch(self, files: Sequence[File], label: str, out: Output) -> list[Path]:
         """The files, from the cache or the mirror, verified; in the order given."""
@@ -136,20 +148,31 @@ class Apt:
     # --- resolving ---------------------------------------------------------------------------------------------
 
     def _resolved(self, request: list[str], architecture: str, out: Output) -> list[File]:
-        key = digest(request, architecture)
-        known = self.root / "resolved" / f"{key}.json"
+        def ask() -> list[dict[str, Any]]:
+            return [asdict(file) for file in self._ask(request, architecture)]
+
+        return [File(**entry) for entry in self._remembered([*request, architecture], ask, out)]
+
+    def _remembered(self, request: list[str], ask: Callable[[], list[Any]], out: Output) -> list[Any]:
+        """What ``ask`` found for the request, now or in an earlier run."""
+        known = self.root / "resolved" / f"{digest(request)}.json"
         with self.cache.lock("apt", self.mirror.key):
-            if self._update_wanted or not (self.root / "updated").is_file():
-                self._update(out)
-                self._update_wanted = False
+            self._ready(out)
             if known.is_file():
-                return [File(**entry) for entry in json.loads(known.read_text())]
-            files = self._ask(request, architecture)
+                answer: list[Any] = json.loads(known.read_text())
+                return answer
+            answer = ask()
             known.parent.mkdir(parents=True, exist_ok=True)
             partial = known.with_suffix(".partial")
-            partial.write_text(json.dumps([asdict(file) for file in files], indent=1))
+            partial.write_text(json.dumps(answer, indent=1))
             partial.rename(known)
-            return files
+            return answer
+
+    def _ready(self, out: Output) -> None:
+        """The package lists are there, and new when that was asked for; the caller holds the lock."""
+        if self._update_wanted or not (self.root / "updated").is_file():
+            self._update(out)
+            self._update_wanted = False
 
     def _ask(self, request: list[str], architecture: str) -> list[File]:
         command = ["apt-get", "-qq", "-y", "--print-uris", *self._for(architecture), *request]
@@ -258,7 +281,7 @@ class Apt:
         return ["-o", f"APT::Architecture={architecture}", "-o", f"APT::Architectures::={architecture}"]
 
     def _environment(self) -> dict[str, str]:
-        return {"APT_CONFIG": str(self.root / "apt.conf"), "LC_ALL": "C"}
+        return {**os.environ, "APT_CONFIG": str(self.root / "apt.conf"), "LC_ALL": "C"}
 
     def _write_configuration(self) -> None:
         for name in ("lists/partial", "cache/archives/partial", "empty", "state"):

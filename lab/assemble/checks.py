@@ -37,6 +37,19 @@ def lost_lines(fragment: str, config: str) -> list[str]:
     return lost
 
 
+def symbols(fragment: str, config: str) -> None:
+    """Every symbol that the fragment sets to ``y`` is built in or a module in a configuration that is not ours."""
+    have = {line.split("=")[0] for line in config.splitlines() if line.endswith(("=y", "=m"))}
+    wanted = [line.split("=")[0] for line in fragment.splitlines() if line.endswith("=y")]
+    missing = [name for name in wanted if name not in have]
+    if missing:
+        raise KitError(
+            ExitCode.FAILED,
+            f"the kernel's configuration lacks {', '.join(missing)}",
+            "the NPU needs them: --kernel fast",
+        )
+
+
 def _modinfo(data: bytes) -> dict[str, list[str]]:
     fields: dict[str, list[str]] = {}
     for item in data.split(b"\0"):

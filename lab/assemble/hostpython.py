@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from lab.assemble import loader
 from lab.assemble.apt import Apt, File
 from lab.cache import Cache, digest
 from lab.errors import ExitCode, KitError
 from lab.output import Output
 from lab.parallel import run_all
 from lab.process import run
-
-_LOADERS = {"amd64": "ld-linux-x86-64.so.2", "arm64": "ld-linux-aarch64.so.1"}
-_TUPLES = {"amd64": "x86_64-linux-gnu", "arm64": "aarch64-linux-gnu"}
 
 WANTED = ("libc6", "libgcc-s1", "libexpat1", "zlib1g", "libbz2-1.0", "liblzma5", "libffi8")
 
@@ -53,12 +51,11 @@ class HostPython:
         run_all({f"{index}": partial(self._compile, tree, seen_as, shard, log) for index, shard in enumerate(shards)})
 
     def _compile(self, tree: Path, seen_as: str, parts: Sequence[str], log: Path) -> None:
-        library = self.root / "usr/lib" / _TUPLES[self.architecture]
-        loaders = [*self.root.glob(f"usr/lib*/{_LOADERS[self.architecture]}"), library / _LOADERS[self.architecture]]
-        loader = next(path for path in loaders if path.exists())
         # not compileall's own -j: its helper processes start sys.executable, which is the loader here
+        python = self.root / f"usr/bin/python{self.version}"
         command: list[str | Path] = [
-            *(loader, "--library-path", library, self.root / f"usr/bin/python{self.version}", "-m", "compileall"),
+            *loader.command(self.root, self.architecture, python),
+            *("-m", "compileall"),
             *("-q", "--invalidation-mode", "unchecked-hash", "-s", str(tree), "-p", seen_as, *parts),
         ]
         environment = {"PYTHONHOME": str(self.root / "usr"), "PYTHONDONTWRITEBYTECODE": "", "PYTHONPATH": ""}
@@ -68,8 +65,7 @@ class HostPython:
 def host_python(version: str, apt: Apt, cache: Cache, out: Output, log: Path) -> HostPython:
     """The Python ``version`` for this host, unpacked in the cache."""
     architecture = apt.host_architecture()
-    if architecture not in _LOADERS:
-        raise KitError(ExitCode.INFRASTRUCTURE, f"this host is {architecture}", "use an x86-64 or arm64 machine")
+    loader.check_architecture(architecture)
     packages = [f"python{version}-minimal", f"libpython{version}-minimal", f"libpython{version}-stdlib", *WANTED]
     files = apt.locate(packages, architecture, out)
 

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.assemble import checks
+from lab.assemble import checks, initramfs
+from lab.assemble.apt import Apt
 from lab.assemble.artifacts import describe
 from lab.assemble.sources import (
     REPOSITORY,
     Source,
-    base_of,
     linux_tree,
     patches_digest,
     patches_manifest,
@@ -29,6 +29,7 @@ from lab.assemble.sources import (
 )
 from lab.cache import Cache, digest, file_digest, tree_digest
 from lab.errors import ExitCode, KitError
+from lab.kernel.patches import STOCK
 from lab.output import Meter, Output
 from lab.process import require, run
 
@@ -63,6 +64,16 @@ class KernelOptions:
         """Fragment names in the order they are merged."""
         return ("npu.cfg", "virt.cfg", "rocket-module.cfg" if self.rocket_module else "rocket-builtin.cfg")
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups of the kit's patches that are applied."""
+        return STOCK
+
+    @property
+    def build_tree(self) -> object:
+        """What tells build trees of one source apart."""
+        return self.rocket_module
+
 
 def fragment_files(options: KernelOptions) -> list[Path]:
     """The fragments as files."""
@@ -74,7 +85,7 @@ def key(source: Source, options: KernelOptions) -> str:
     return digest(
         "fast kernel 1",
         source.key,
-        patches_digest(),
+        patches_digest(options.groups),
         [(path.name, file_digest(path)) for path in fragment_files(options)],
         tree_digest(DTS),
         compiler(),
@@ -88,17 +99,20 @@ def compiler() -> str:
     return answer.stdout.splitlines()[0]
 
 
-def build(source: Source, options: KernelOptions, cache: Cache, out: Output, log: Path) -> Path:
-    """The kernel's cache entry: ``Image``, ``config``, ``dtbs/``, ``modules/`` and ``component.json``."""
+def build(source: Source, options: KernelOptions, apt: Apt, cache: Cache, out: Output, log: Path) -> Path:
+    """The kernel's cache entry: ``Image``, ``config``, ``dtbs/`` and ``component.json``.
+
+    With a modular driver also ``modules/`` and ``initrd.img``.
+    """
 
     def make(entry: Path) -> None:
         for program, package in TOOLS:
             require(program, package)
         with (
-            linux_tree(source, cache, out, log) as tree,
-            cache.workdir("kernel-fast", digest(str(tree), options.rocket_module)) as objects,
+            linux_tree(source, cache, out, log, options.groups) as tree,
+            cache.workdir("kernel-fast", digest(str(tree), options.build_tree)) as objects,
         ):
-            builder = _Builder(tree, objects, options, cache, out, log)
+            builder = _Builder(tree, objects, options, apt, cache, out, log)
             builder.configure()
             builder.compile()
             builder.device_trees(entry / "dtbs")
@@ -110,8 +124,10 @@ def build(source: Source, options: KernelOptions, cache: Cache, out: Output, log
 class _Builder:
     """One build tree."""
 
-    def __init__(self, tree: Path, objects: Path, options: KernelOptions, cache: Cache, out: Output, log: Path) -> None:
-        self.tree, self.objects, self.options = tree, objects, options
+    def __init__(
+        self, tree: Path, objects: Path, options: KernelOptions, apt: Apt, cache: Cache, out: Output, log: Path
+    ) -> None:
+        self.tree, self.objects, self.options, self.apt = tree, objects, options, apt
         self.cache, self.out, self.log = cache, out, log
 
     def make(self, *targets: str, stage: str, meter: Meter | None = None, total: float | None = None) -> int:
@@ -207,19 +223,24 @@ class _Builder:
             "release": release,
             "version": version_of(self.tree),
             "source": source.origin,
-            "patches": patches_manifest(base_of(version_of(self.tree))),
+            "patches": patches_manifest(version_of(self.tree), self.options.groups),
             "fragments": [{"name": path.name, "sha256": file_digest(path)} for path in fragment_files(self.options)],
             "config_sha256": file_digest(entry / "config"),
             "compiler": compiler(),
             "rocket": "module" if self.options.rocket_module else "builtin",
             "rocket_aliases": checks.builtin_aliases(self.objects / "modules.builtin.modinfo", "rocket"),
+            "initrd": None,
             "modules": modules,
             "dtbs": trees,
         }
+        names = ["Image", "config", *(f"dtbs/{path.name}" for path in sorted((entry / "dtbs").iterdir()))]
         if self.options.rocket_module:
             component["rocket_aliases"] = next(m["aliases"] for m in modules if m["name"] == "rocket")
+            component["initrd"] = "initrd.img"
+            program = initramfs.busybox(self.apt, self.cache, self.out, self.log)
+            initramfs.write(entry / "initrd.img", program, release, modules, entry / "modules")
+            names += ["initrd.img", *(module["file"] for module in modules)]
         checks.kernel(component, (entry / "config").read_text())
-        names = ["Image", "config", *(f"dtbs/{path.name}" for path in sorted((entry / "dtbs").iterdir()))]
         component["files"] = {name: describe(entry / name) for name in names}
         (entry / "component.json").write_text(json.dumps(component, indent=1))
 
@@ -228,6 +249,6 @@ class _Builder:
         found = []
         for path in sorted(self.objects.glob("**/*.ko")):
             shutil.copyfile(path, target / path.name)
-            found.append(checks.module(target / path.name))
+            found.append({**checks.module(target / path.name), "file": f"modules/{path.name}"})
         checks.vermagic(found, release)
         return found

@@ -12,7 +12,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lab import __version__
-from lab.assemble import artifacts, hostpython, kernel, kit, mirror, qemu, requirements, rootfs, sources, ssh
+from lab.assemble import (
+    artifacts,
+    distro_kernel,
+    hostpython,
+    kernel,
+    kit,
+    mirror,
+    qemu,
+    requirements,
+    rootfs,
+    sources,
+    ssh,
+)
 from lab.assemble.apt import Apt
 from lab.assemble.artifacts import ArtifactSet, link
 from lab.cache import Cache, digest
@@ -76,18 +88,14 @@ class _Assembly:
     def run(self) -> ArtifactSet:
         """All parts, then the set."""
         image = rootfs.Plan(self.apt, self.cache, self.out, self._log("rootfs"))
-        kernel_options = kernel.KernelOptions(self.options.rocket_module, self.options.jobs)
-        wanted = [
-            ("kernel-fast", kernel.key(self.linux, kernel_options)),
-            ("qemu", qemu.key(self.qemu)),
-            ("rootfs", image.key),
-        ]
+        kernel_task, kernel_entry = self._kernel()
+        wanted = [kernel_entry, ("qemu", qemu.key(self.qemu)), ("rootfs", image.key)]
         if not all(self.cache.lookup(kind, key) for kind, key in wanted):
             requirements.check_packages()
             requirements.check_space(self.cache.root, SPACE, "a first build")
         jobs = self.options.jobs
         tasks: dict[str, Callable[[], Path]] = {
-            "kernel": partial(kernel.build, self.linux, kernel_options, self.cache, self.out, self._log("kernel")),
+            "kernel": kernel_task,
             "qemu": partial(qemu.build, self.qemu, self.cache, jobs, self.out),
             "rootfs": partial(rootfs.build, image, jobs),
             "kit": partial(self._kit, image),
@@ -95,6 +103,17 @@ class _Assembly:
         parts: dict[str, Path] = run_all(tasks)
         parts["ssh"] = ssh.keys(self.cache, self._log("rootfs"))
         return compose(parts, self.cache)
+
+    def _kernel(self) -> tuple[Callable[[], Path], tuple[str, str]]:
+        """What makes the kernel, and its place in the cache."""
+        log, jobs = self._log("kernel"), self.options.jobs
+        if self.options.kernel == "distro":
+            found = distro_kernel.find(self.apt, self.out)
+            task = partial(distro_kernel.build, found, self.linux, self.apt, self.cache, jobs, self.out, log)
+            return task, ("kernel-distro", distro_kernel.key(found, self.linux))
+        chosen = kernel.KernelOptions(self.options.rocket_module, jobs)
+        task = partial(kernel.build, self.linux, chosen, self.apt, self.cache, self.out, log)
+        return task, ("kernel-fast", kernel.key(self.linux, chosen))
 
     def _kit(self, image: rootfs.Plan) -> Path:
         log = self._log("rootfs")
@@ -135,7 +154,7 @@ def _manifest(key: str, components: dict[str, dict[str, Any]], files: dict[str, 
         "kit_version": __version__,
         "key": key,
         "cmdline": CMDLINE,
-        "kernel": {"image": "Image", "config": "config", "initrd": None, **linux},
+        "kernel": {"image": "Image", "config": "config", **linux},
         "dtbs": trees,
         "rootfs": components["rootfs"],
         "kit": components["kit"],
