@@ -303,7 +303,7 @@ class Part:
 
 
 def _part(problem: Problem, i: tuple[int, int], y: tuple[int, int], n: tuple[int, int]) -> Part:
-    sub = problem.lines(*y) if y != (0, problem.out_height) else problem
+    sub = problem.lines(*y)
     if n != (0, problem.out_channels):
         sub = replace(sub, out_channels=n[1] - n[0], channels=n[1] - n[0] if sub.depthwise else sub.channels)
     return Part(*i, *y, *n, make_plan(sub, i[1] - i[0]))
