@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
+from lab import boards
+from lab.assemble import board
 from lab.assemble.artifacts import export
 from lab.assemble.virt import BuildOptions, assemble
 from lab.errors import ExitCode, KitError
@@ -26,13 +29,16 @@ def _jobs(text: str) -> int:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of the command."""
-    parser.add_argument("board", choices=["virt"], help="what to build for: virt, the virtual board")
+    real = [name for name in boards.names() if not boards.load(name).virtual]
+    parser.add_argument("board", choices=["virt", *real], help="virt, the virtual board, or a real one")
     parser.add_argument(
         "--kernel",
-        choices=["fast", "distro"],
-        default="fast",
-        help="fast: trimmed mainline 7.3, built here (default); distro: Debian's own 7.3 with rocket built against it",
+        metavar="KERNEL",
+        help="virt: fast, trimmed mainline 7.3, built here (default), or distro, Debian's own 7.3 with rocket built "
+        "against it; a real board: 7.3 (default), another version, or a source as for --source",
     )
+    parser.add_argument("--without-fixes", action="store_true", help="a real board's driver as mainline has it")
+    parser.add_argument("--deb", metavar="DIR", type=Path, help="also make a Debian package of a real board's kernel")
     parser.add_argument(
         "--source",
         metavar="SOURCE",
@@ -52,6 +58,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Build; the document names the set, what is in it, and whether anything had to be done."""
+    if args.board != "virt":
+        return _real(args, out)
+    args.kernel = args.kernel or "fast"
+    if args.kernel not in ("fast", "distro"):
+        raise KitError(
+            ExitCode.USAGE, f"--kernel {args.kernel}: the virtual board has fast and distro", "or use --source"
+        )
+    if args.without_fixes or args.deb:
+        message = "--without-fixes and --deb are for real boards"
+        raise KitError(ExitCode.USAGE, message, "the virtual board's kernel is stock")
     if args.kernel == "distro" and (args.source or args.rocket_module):
         raise KitError(
             ExitCode.USAGE,
@@ -92,4 +108,39 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         "seconds": round(seconds, 2),
         "kernel": manifest["kernel"]["release"],
         "dtbs_with_npu": with_npu,
+    }
+
+
+def _real(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    """A real board's kernel."""
+    started = time.time()
+    options = board.BoardKernelOptions(rocket_module=args.rocket_module, jobs=args.jobs, fixes=not args.without_fixes)
+    built = board.assemble(args.board, options, args.kernel or args.source, out, args.debian_mirror)
+    cached = (built.root / board.MANIFEST).stat().st_mtime < started
+    package = ""
+    if args.deb:
+        args.deb.mkdir(parents=True, exist_ok=True)
+        package = str(board.package(built, args.deb, built.root.parent / "package.log"))
+    if args.out:
+        shutil.copytree(built.root, args.out, dirs_exist_ok=False)
+    linux = built.manifest["kernel"]
+    seconds = time.time() - started
+    rows = [
+        ["kernel", f"{linux['release']}, rocket {linux['rocket']}, {len(linux['patches'])} patches"],
+        ["device tree", built.manifest["dtb"]],
+        ["to install", f"{built.root}/install/install.sh ROOT"],
+        *([["package", package]] if package else []),
+        ["kernel set", str(built.root)],
+    ]
+    state = "nothing to do, it was built before" if cached else f"built in {seconds:.0f} s"
+    out.table(f"{boards.load(args.board).title}: {state}", ["part", "what"], rows)
+    return {
+        "ok": True,
+        "board": args.board,
+        "artifacts": str(built.root),
+        "cached": cached,
+        "seconds": round(seconds, 2),
+        "kernel": linux["release"],
+        "dtb": built.manifest["dtb"],
+        "package": package,
     }

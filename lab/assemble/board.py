@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: MIT
+"""``npulab build <board>`` for a real board: kernel, device tree and modules, checked, in a form to install.
+
+The result is a directory: ``Image``, ``config``, ``dtbs/``, ``modules/`` (with a modular driver), ``manifest.json``,
+and ``install/``: files to copy below a board's root, an extlinux entry that stands *beside* those that are there, and
+the script that does both. ``package`` makes a Debian package of the same files. Loaders are not touched.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lab import __version__, boards
+from lab.assemble import kernel, mirror, sources
+from lab.assemble.apt import Apt
+from lab.assemble.artifacts import describe, link
+from lab.cache import Cache, digest, file_digest
+from lab.errors import ExitCode, KitError
+from lab.kernel import check, fdtree, graph, parts, patches
+from lab.output import Output
+from lab.process import require, run
+
+MANIFEST = "manifest.json"
+INSTALLER = Path(__file__).with_name("install-kernel.sh")
+DTB_OF = {"rock-5-itx-plus": "rk3588-rock-5-itx-plus"}
+"""Boards for which the kit has a tree of its own, which the loader is told to use."""
+
+
+@dataclass(frozen=True)
+class BoardKernelOptions(kernel.KernelOptions):
+    """A kernel for real boards; it boots the virtual board too. ``fixes``: with the kit's fixes of the driver."""
+
+    fixes: bool = True
+
+    @property
+    def fragments(self) -> tuple[str, ...]:
+        """Fragment names in the order they are merged."""
+        driver = "rocket-module.cfg" if self.rocket_module else "rocket-builtin.cfg"
+        return ("npu.cfg", "virt.cfg", "board.cfg", driver)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Groups of the kit's patches that are applied."""
+        return patches.WITH_FIXES if self.fixes else patches.STOCK
+
+    @property
+    def build_tree(self) -> object:
+        """What tells build trees of one source apart."""
+        return ("board", self.rocket_module)
+
+
+@dataclass(frozen=True)
+class BoardSet:
+    """A board's kernel on disk."""
+
+    root: Path
+    manifest: dict[str, Any]
+
+    @property
+    def kernel(self) -> Path:
+        """The kernel image."""
+        return self.root / "Image"
+
+    @property
+    def dtb(self) -> Path:
+        """The board's own device tree."""
+        return self.root / str(self.manifest["dtb"])
+
+
+def dtb_name(board: str) -> str:
+    """The device tree that the kit gives a board, without folder and suffix."""
+    return DTB_OF.get(board) or Path(boards.load(board).dtb).stem
+
+
+def assemble(
+    board: str, options: BoardKernelOptions, source: str | None, out: Output, debian_mirror: str | None = None
+) -> BoardSet:
+    """The board's set: found in the cache, or built. ``source``: a version, tree, tarball or address; None for 7.3."""
+    if boards.load(board).virtual:
+        raise KitError(ExitCode.USAGE, f"{board} is a virtual board", "npulab build virt")
+    cache = Cache()
+    os.environ.setdefault("CCACHE_DIR", str(cache.root / "ccache"))
+    log = cache.root / "log" / f"build-{board}.log"
+    apt = Apt(cache, mirror.find(debian_mirror), log)
+    linux = sources.linux(_spec(source), cache, apt, out, log)
+    built = kernel.build(linux, options, apt, cache, out, log)
+    name = dtb_name(board)
+    if not (built / "dtbs" / f"{name}.dtb").is_file():
+        message = f"this kernel has no device tree {name}"
+        raise KitError(ExitCode.FAILED, message, "take a kernel from 6.18 on")
+    key = digest("board set 1", __version__, board, built.name, file_digest(INSTALLER))
+
+    def make(entry: Path) -> None:
+        _fill(entry, board, name, built, options)
+
+    return load(cache.entry("board-kernel", key, make))
+
+
+def _spec(source: str | None) -> str | None:
+    """What `sources.linux` takes; a version that Debian does not have ends in the error that names the three ways."""
+    if source is None or source == sources.LINUX_BASE:
+        return None
+    if parts.VERSION.fullmatch(source):
+        message = f"Linux {source}: this kit's apt has {sources.LINUX_BASE} only"
+        raise KitError(ExitCode.USAGE, message, parts.THREE_WAYS)
+    return source
+
+
+def load(root: Path) -> BoardSet:
+    """Read a set; KitError (usage) when the directory is none."""
+    try:
+        manifest: dict[str, Any] = json.loads((root / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise KitError(ExitCode.USAGE, f"{root} is no board's kernel: {error}", "npulab build BOARD") from error
+    return BoardSet(root, manifest)
+
+
+def _fill(entry: Path, board: str, name: str, built: Path, options: BoardKernelOptions) -> None:
+    component = json.loads((built / "component.json").read_text())
+    for path in sorted(built.rglob("*")):
+        if path.is_file() and path.name != "component.json":
+            link(path, entry / path.relative_to(built))
+    results = check.run(check.collect(entry), [name], release=component["release"])
+    if not check.verdict(results):
+        first = next(result for result in results if result.state == check.BAD)
+        raise KitError(ExitCode.FAILED, f"{first.name}: {first.found}", first.why)
+    found = graph.examine(fdtree.load_rk3588(entry / "dtbs" / f"{name}.dtb"))
+    if found.findings:
+        first_finding = found.findings[0]
+        message = f"{name}: {first_finding.path}: {first_finding.what}"
+        raise KitError(ExitCode.FAILED, message, first_finding.why)
+    _install_tree(entry, board, name, component["release"])
+    files = {str(path.relative_to(entry)): describe(path) for path in sorted(entry.rglob("*")) if path.is_file()}
+    manifest = {
+        "schema": 1,
+        "kind": "board-kernel",
+        "board": board,
+        "kit_version": __version__,
+        "dtb": f"dtbs/{name}.dtb",
+        "fixes": options.fixes,
+        "kernel": {key: value for key, value in component.items() if key not in ("files", "dtbs")},
+        "checks": check.document(results),
+        "files": files,
+    }
+    (entry / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def _install_tree(entry: Path, board: str, name: str, release: str) -> None:
+    """``install/``: what goes below the board's root, the entry for its loader, and the script."""
+    folder = entry / "install"
+    boot = folder / "root/boot/npulab" / release
+    link(entry / "Image", boot / "Image")
+    link(entry / "dtbs" / f"{name}.dtb", boot / f"{name}.dtb")
+    link(entry / "config", boot / "config")
+    modules = sorted((entry / "modules").glob("*.ko")) if (entry / "modules").is_dir() else []
+    for path in modules:
+        link(path, folder / "root/usr/lib/modules" / release / "npulab" / path.name)
+    console = boards.load(board).console
+    lines = [
+        f"label npulab-{release}",
+        f"\tmenu label Linux {release} with the NPU (npulab, {board})",
+        f"\tlinux /boot/npulab/{release}/Image",
+        f"\tfdt /boot/npulab/{release}/{name}.dtb",
+        f"\tappend root=@ROOT@ rw rootwait console={console.device},{console.baud}n8",
+    ]
+    (folder / "extlinux-entry.conf").write_text("\n".join(lines) + "\n")
+    shutil.copyfile(INSTALLER, folder / "install.sh")
+    (folder / "install.sh").chmod(0o755)
+
+
+def package(built: BoardSet, target: Path, log: Path) -> Path:
+    """A Debian package of the install tree below ``target``; its removal takes nothing else with it."""
+    require("dpkg-deb", "dpkg")
+    release, board = built.manifest["kernel"]["release"], built.manifest["board"]
+    name = f"linux-npulab-{board}"
+    version = f"{release.replace('_', '-')}-1"
+    final = target / f"{name}_{version}_arm64.deb"
+    folder = target / f".{name}.partial"
+    try:
+        shutil.copytree(built.root / "install/root", folder)
+        shutil.copy2(built.root / "install/install.sh", folder / f"boot/npulab/{release}/install.sh")
+        shutil.copy2(built.root / "install/extlinux-entry.conf", folder / f"boot/npulab/{release}/extlinux-entry.conf")
+        (folder / "DEBIAN").mkdir()
+        control = [
+            f"Package: {name}",
+            f"Version: {version}",
+            "Architecture: arm64",
+            "Maintainer: RK3588 NPU bring-up kit <maintainers@rk3588-npu-bringup.invalid>",
+            "Section: kernel",
+            "Priority: optional",
+            f"Description: Linux {release} with the NPU driver for {boards.load(board).title}",
+            " Adds a boot entry beside those that are there; the default stays as it is.",
+        ]
+        (folder / "DEBIAN/control").write_text("\n".join(control) + "\n")
+        script = folder / "DEBIAN/postinst"
+        script.write_text(f"#!/bin/sh\nset -e\nexec sh /boot/npulab/{release}/install.sh --entry-only /\n")
+        script.chmod(script.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
+        partial = target / f".{final.name}.partial"
+        run(["dpkg-deb", "--root-owner-group", "--build", folder, partial], stage="making the package", log=log)
+        partial.rename(final)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        (target / f".{final.name}.partial").unlink(missing_ok=True)
+    return final
