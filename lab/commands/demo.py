@@ -18,7 +18,7 @@ from lab.process import tail
 from lab.virt.results import new_results_dir
 from lab.virt.select import board_config, find_artifacts
 from lab.virt.session import BoardSession
-from lab.virt.workloads import attribute, documents, parse_rows, read_stats
+from lab.virt.workloads import ModelCount, attribute, documents, parse_rows, read_stats
 
 HELP = "assemble, boot the virtual board, run matmul and convolution on its NPU"
 SELFTEST = "python3 -m rknpu_userspace.selftest --json"
@@ -76,9 +76,10 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     _show(workloads, model, artifacts, results, picture, out)
     if args.timings:
         out.table("where the time went", ["stage", "seconds"], [[name, f"{took:.1f}"] for name, took in timings.rows])
-    ok = bool(workloads) and counts is not None and all(row["ok"] for row in workloads)
-    if counts is None:
-        out.note("the model ran another number of tasks than the workloads report; no figures are attributed")
+    problem = _problem(counts)
+    ok = bool(workloads) and not problem and all(row["ok"] for row in workloads)
+    if problem:
+        out.note(problem)
     return {
         "ok": ok,
         "board": model,
@@ -114,6 +115,14 @@ def _selftest(session: BoardSession) -> list[dict[str, Any]]:
     if code and all(row.get("ok") for row in rows):
         rows.append({"name": "selftest", "ok": False, "error": f"ended with {code} after {len(rows)} workloads"})
     return rows
+
+
+def _problem(counts: Sequence[ModelCount] | None) -> str:
+    """What is wrong with the run as a whole, whatever the single workloads say."""
+    if counts is None:
+        return "the model ran another number of tasks than the workloads report; no figures are attributed"
+    idle = {0, 1, 2}.difference(*(figures.cores for figures in counts))
+    return f"no task ran on core {', '.join(str(core) for core in sorted(idle))}" if idle else ""
 
 
 def _picture(workloads: Sequence[dict[str, Any]], model: str, results: Path) -> Path:
@@ -152,8 +161,8 @@ def _show(
     table = []
     for row in workloads:
         npu = f"{row['npu_us'] / 1000:.2f}" if "npu_us" in row else "-"
-        cores = ",".join(str(core) for core in row.get("cores", [])) or "-"
-        guest = f"{1000 * row['seconds']:.1f}" if "seconds" in row else "-"
+        cores = ",".join(str(core) for core in row.get("ran_on", [])) or "-"
+        guest = f"{1000 * row['npu_seconds']:.1f}" if "npu_seconds" in row else "-"
         dma = _bytes(row.get("dma_bytes"))
         name, kind = row["name"], row.get("dtype", "-")
         table.append([name, kind, _result(row), row.get("jobs", "-"), row.get("tasks", "-"), dma, npu, guest, cores])

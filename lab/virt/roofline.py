@@ -10,7 +10,7 @@ from typing import Any
 from lab.virt.workloads import CLOCK_HZ
 
 CORES = 3
-_PRECISION = {"int8": 0, "fp16": 2}
+_PRECISION = {"int8": 0, "float16": 2}
 """Precision codes of `rknpu_userspace.model.cost.MACS_PER_CYCLE`."""
 
 
@@ -48,7 +48,7 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     points = [(row, place) for row in rows if (place := point(row)) is not None]
     low = min([0.5, *(place[0] / 2 for _, place in points)])
     high = max([1000.0, *(place[0] * 2 for _, place in points)])
-    colours = {"int8": "tab:blue", "fp16": "tab:red"}
+    colours = {"int8": "tab:blue", "float16": "tab:red"}
     for dtype, colour in colours.items():
         for cores, style in ((1, "--"), (CORES, "-")):
             peak, bandwidth = peak_gops(dtype, cores), bandwidth_gbytes(cores)
@@ -56,7 +56,7 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
             label = f"{dtype}, {cores} core{'s' if cores > 1 else ''}: {peak:.0f} GOP/s, {bandwidth:.1f} GB/s"
             axes.plot([low, ridge, high], [low * bandwidth, peak, peak], style, color=colour, label=label, linewidth=1)
     for row, (intensity, speed) in points:
-        colour = colours.get(str(row.get("dtype", "")).split("->")[0].strip(), "tab:green")
+        colour = colours.get(row.get("dtype", ""), "tab:green")
         axes.plot(intensity, speed, "o", color=colour)
         axes.annotate(str(row["name"]), (intensity, speed), xytext=(4, -9), textcoords="offset points", fontsize=7)
     axes.set(xscale="log", yscale="log", xlim=(low, high))

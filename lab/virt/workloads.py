@@ -109,12 +109,12 @@ def documents(rows: Sequence[dict[str, Any]], counts: Sequence[ModelCount] | Non
         if counts is not None:
             figures = counts[number]
             document |= {
-                "macs": figures.macs,
+                "model_macs": figures.macs,
                 "dma_bytes": figures.bytes,
                 "dma_by_unit": figures.dma_bytes,
                 "npu_us": round(figures.npu_us, 1),
                 "npu_busy_us": round(figures.busy_us, 1),
-                "cores": list(figures.cores),
+                "ran_on": list(figures.cores),
             }
         found.append(document)
     return found

@@ -39,7 +39,7 @@ def test_totals_that_differ_attribute_nothing(tasks: int) -> None:
 def test_documents_keep_the_rows_and_add_figures() -> None:
     counts = attribute(ROWS, [line(0, 2000), line(0, 3000), line(2, 700)])
     found = documents(ROWS, counts)
-    assert found[0] | {"name": "matmul", "ok": True, "npu_us": 5.0, "dma_bytes": 30, "cores": [0]} == found[0]
+    assert found[0] | {"name": "matmul", "ok": True, "npu_us": 5.0, "dma_bytes": 30, "ran_on": [0]} == found[0]
     assert "npu_us" not in documents(ROWS, None)[0]
 
 
@@ -64,7 +64,7 @@ def test_statistics_of_a_model_that_never_ran(tmp_path: Path) -> None:
 def test_roofs() -> None:
     # TRM ch. 36.1: 1024 int8 multiply-accumulates per cycle and core
     assert peak_gops("int8", 1) == pytest.approx(409.6)
-    assert peak_gops("fp16", 3) == pytest.approx(614.4)
+    assert peak_gops("float16", 3) == pytest.approx(614.4)
     assert bandwidth_gbytes(1) == pytest.approx(3.2)
 
 
