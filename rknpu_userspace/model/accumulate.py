@@ -60,7 +60,7 @@ def add_groups(total: Array, patches: Array, weights: Array, groups: Sequence[Co
         target = total[rows, columns]
         exact = np.empty(target.shape, np.float64)
         rounded = np.empty(target.shape, np.float32)
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+        with np.errstate(all="ignore"):
             for left, right in groups:
                 np.matmul(patches[rows, left], weights[right, columns], out=exact)
                 np.copyto(rounded, exact, casting="same_kind")

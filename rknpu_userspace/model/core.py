@@ -138,8 +138,7 @@ def _direct(ctx: Context, padded: Array, weights: Array, task: ConvTask, integer
             patches = _patches(padded, task, taps, channel, stop)
             ctx.guard.check()
             span = slice(first * channels + channel, taps[-1] * channels + stop)
-            with np.errstate(over="ignore", invalid="ignore"):
-                part = patches @ (weights[:, span].T if integer else weights[span])
+            part = patches @ (weights[:, span].T if integer else weights[span])
             if integer:
                 part = part.astype(np.int32 if parts == 1 and part.dtype == np.float32 else np.int64)
             total = part if total is None else np.add(total, part, out=total)
@@ -164,8 +163,7 @@ def _float_sums(ctx: Context, padded: Array, weights: Array, task: ConvTask) -> 
     if not task.depthwise and ctx.quirks["float_accumulation"] == "groups_of_32":
         return _grouped(ctx, padded, weights, task)
     exact = _depthwise(padded, weights, task) if task.depthwise else _direct(ctx, padded, weights, task, integer=False)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return exact.astype(np.float32)
+    return exact.astype(np.float32)
 
 
 def _grouped(ctx: Context, padded: Array, weights: Array, task: ConvTask) -> Array:
@@ -198,9 +196,8 @@ def _depthwise(padded: Array, weights: Array, task: ConvTask) -> Array:
     """Per-channel sums over the taps: int64 or float64."""
     kind = np.int64 if task.code in INTEGER else np.float64
     total = np.zeros((task.out_height, task.out_width, task.channels), np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for tap in range(task.taps):
-            total += _window(padded, task, tap).astype(np.float64) * weights[tap]
+    for tap in range(task.taps):
+        total += _window(padded, task, tap).astype(np.float64) * weights[tap]
     return total.reshape(task.pixels, task.channels).astype(kind)
 
 

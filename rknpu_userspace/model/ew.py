@@ -99,8 +99,7 @@ def _operate(ctx: Context, f: Fields, values: Array, operand: RawOperand | None)
     if algorithm in (ALU_ADD, ALU_MINUS):
         return add(values, second, algorithm == ALU_MINUS, ctx.quirks)
     if algorithm == ALU_DIV and values.dtype == np.float32:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return (values / second).astype(np.float16).astype(np.float32)
+        return (values / second).astype(np.float16).astype(np.float32)
     raise Unsupported(f"DPU EW_ALU_ALGO {algorithm} with {values.dtype}")
 
 

@@ -258,11 +258,12 @@ class NpuCore:
                 )
             fields[block] = decode(block, state.groups[state.executer])
         context = Context(port, self.cbuf, self.lut, self.quirks, meter, self._guard, self.log)
-        if Block.PPU in fields or Block.PPU_RDMA in fields:
-            run_ppu(context, fields)
-        else:
-            require(Block.DPU in fields, f"operation enable {mask:#x}: no block puts out data")
-            run_dpu(context, fields)
+        with np.errstate(all="ignore"):  # infinities and NaNs are results here, not mistakes
+            if Block.PPU in fields or Block.PPU_RDMA in fields:
+                run_ppu(context, fields)
+            else:
+                require(Block.DPU in fields, f"operation enable {mask:#x}: no block puts out data")
+                run_dpu(context, fields)
         self._irq = self._finish(enabled)
 
     def _finish(self, enabled: Sequence[Block]) -> int:
@@ -311,8 +312,7 @@ def run_dpu(ctx: Context, fields: dict[Block, Fields]) -> None:
     else:
         raise IllegalConfig("DPU FLYING_MODE without main data")
     ctx.guard.check()
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        raw = dpu.process(ctx, f, values, feeds)
+    raw = dpu.process(ctx, f, values, feeds)
     dpu.write_out(ctx, f, raw, task)
 
 

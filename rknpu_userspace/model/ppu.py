@@ -110,8 +110,7 @@ def run(ctx: Context, f: Fields, rdma: Fields) -> None:
     window = _pad(f, pool, cube.astype(np.int64 if pool.code == INT8 else np.float64))
     ctx.guard.check()
     result = _average(f, pool, window) if pool.method == AVERAGE else _extreme(pool, window)
-    with np.errstate(over="ignore", invalid="ignore"):
-        out = as_atoms(result.astype(kind))[..., 0]
+    out = as_atoms(result.astype(kind))[..., 0]
     line = ATOM * (pool.out_width + f["NOTCH_ADDR"])
     ctx.port.scatter(f["DST_BASE_ADDR"], out.shape, (f["DST_SURF_STRIDE"], line, ATOM), out)
     ctx.meter.dma("ppu_wdma", out.size * ATOM)

@@ -102,8 +102,7 @@ def encode(values: Array, code: int) -> Array:
     """float32 or in-range integers to raw elements of an output format."""
     if code == BF16:
         return float32_to_bf16(values)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return values.astype(_OUT_DTYPES[code])
+    return values.astype(_OUT_DTYPES[code])
 
 
 def register_float(bits: int) -> np.float32:
