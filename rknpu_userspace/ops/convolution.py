@@ -22,6 +22,8 @@ from rknpu_userspace.plan.tasks import Places, Post, job_sizes, last_atom, row_b
 from rknpu_userspace.plan.tiling import Part, chunk_channels
 from rknpu_userspace.quant import requantize
 
+from .reference import saturate32
+
 Array = npt.NDArray[Any]
 
 
@@ -93,7 +95,7 @@ class ConvPart:
         return buffer
 
     def _effective_bias(self) -> Array | None:
-        """The bias with the features' zero point folded in; int32 wraps like the adder it goes to."""
+        """The bias with the features' zero point folded in; ValueError when the sum is not an int32."""
         weights, problem = self._weights, self.plan.problem
         if weights.x_zero_point == 0:
             return weights.bias
@@ -101,6 +103,8 @@ class ConvPart:
         correction = -weights.x_zero_point * _kernel_sums(weights, whole, problem.depthwise)
         if weights.bias is not None:
             correction += weights.bias
+        if np.abs(correction).max() >= 1 << 31:
+            raise ValueError("bias - zero point x sum of the weights leaves the int32 range of the DPU's adder")
         return correction.astype(np.int32)
 
     def _constants(self) -> list[Job]:
@@ -207,13 +211,13 @@ class ConvPart:
         form = OUTPUTS[plan.out]
         size = plan.image_bytes
         partial = self._out.view[index * count * size : (index + 1) * count * size].view(form.dtype).reshape(count, -1)
-        total = np.add.reduce(partial, axis=0, dtype=partial.dtype)
+        total = _total(partial)
         flat = np.empty((problem.out_height * problem.out_width, problem.out_channels), form.dtype)
         self._read(total.view(np.uint8), flat)
         values = flat.reshape(problem.out_height, problem.out_width, problem.out_channels)
         self._add_padding(values)
         if self._bias is not None:
-            values += self._bias
+            values = _add_bias(values, self._bias)
         if weights.post.relu:
             np.maximum(values, 0, out=values)
         if weights.post.requant is not None:
@@ -240,6 +244,27 @@ class ConvPart:
         for buffer in self._buffers:
             self._context.free(buffer)
         self._buffers = []
+
+
+def _largest(values: Array) -> int:
+    """Greatest absolute value of an integer array."""
+    return max(int(values.max()), -int(values.min()))
+
+
+def _add_bias(values: Array, bias: Array) -> Array:
+    """Add in place where that can not overflow; clamped to int32 otherwise, as the DPU's adder does."""
+    if values.dtype.kind == "f" or _largest(values) + _largest(bias) < 1 << 31:
+        values += bias
+        return values
+    return saturate32(values + bias.astype(np.int64))
+
+
+def _total(partial: Array) -> Array:
+    """Sum over the first axis in the partial sums' own dtype, integers clamped to int32 as one accumulator would."""
+    if partial.dtype.kind == "i" and _largest(partial) * len(partial) >= 1 << 31:
+        return saturate32(partial.sum(axis=0, dtype=np.int64))
+    total: Array = np.add.reduce(partial, axis=0, dtype=partial.dtype)
+    return total
 
 
 def build(contexts: Sequence[Context], parts: Sequence[Part], weights: Weights, label: str) -> list[ConvPart]:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Numpy references of the operations: what the NPU is expected to compute, independent of plans and layouts.
 
-Integers are exact (sums are formed in float64 by BLAS, where every partial sum is an integer below 2^53) and taken
-modulo 2^32 where an accumulator is meant. Floats are formed in float64 and rounded once to the output format, the
-answer to measure units in the last place against: the hardware accumulates in something like float32 in an order that
-is not known, so equality is not promised.
+Integers are exact (sums are formed in float64 by BLAS, where every partial sum is an integer below 2^53) and clamped to
+int32, as accumulator and adder of the hardware do (RN, measured on a board). Floats are formed in float64 and rounded
+once to the output format, the answer to measure units in the last place against: the hardware accumulates in something
+like float32, so equality is not promised.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ Pads = tuple[int, int, int, int]
 def finish(sums: Array, bias: Array | None, relu: bool, requant: Requant | None, out_dtype: str) -> Array:
     """Bias, ReLU, requantisation and the output format, from float64 sums over the last axis of channels.
 
-    ``out_dtype`` is a numpy dtype name. int32 wraps modulo 2^32 before and after the bias, as the accumulator and the
-    DPU's adder do.
+    ``out_dtype`` is a numpy dtype name.
     """
     kind = np.dtype(out_dtype)
     if requant is None and kind.kind == "f" and bias is not None and bias.dtype.kind == "f":
@@ -37,9 +36,7 @@ def finish(sums: Array, bias: Array | None, relu: bool, requant: Requant | None,
         values = np.maximum(sums, 0) if relu else sums
         with np.errstate(over="ignore"):
             return values.astype(kind)
-    whole = wrap32(sums)
-    if bias is not None:
-        whole = whole + bias.astype(np.int32)
+    whole = saturate32(sums if bias is None else sums + bias)
     if relu:
         whole = np.maximum(whole, 0)
     if requant is not None:
@@ -47,9 +44,9 @@ def finish(sums: Array, bias: Array | None, relu: bool, requant: Requant | None,
     return whole.astype(kind)
 
 
-def wrap32(sums: Array) -> npt.NDArray[np.int32]:
-    """Integers in float64 to int32 modulo 2^32."""
-    return sums.astype(np.int64).astype(np.int32)
+def saturate32(sums: Array) -> npt.NDArray[np.int32]:
+    """Integers of a wider type to int32, clamped."""
+    return np.clip(sums, -(1 << 31), (1 << 31) - 1).astype(np.int32)
 
 
 def matmul(

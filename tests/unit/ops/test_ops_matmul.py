@@ -254,3 +254,18 @@ def test_bad_cores(cores: Any) -> None:
 
     with pytest.raises(ValueError, match="three NPU cores"):
         open_device("model", cores=cores)
+
+
+def test_sums_clamp_to_int32(npu: Device) -> None:
+    """In one task, in partial sums that the host adds up, and in the bias."""
+    a, b = np.full((1, 4096), -128, np.int8), np.full((4096, 8), -128, np.int8)
+    bias = np.array([2**31 - 1, -(2**31), 0, 5, 2**31 - 2**26 - 1, 2**31 - 2**26, -1, 1])
+    expected = np.clip(2**26 + bias, -(2**31), 2**31 - 1)
+    assert npu.matmul(a, b, bias=bias)[0].tolist() == expected.tolist()
+    long = np.full((1, 140000), -128, np.int8)
+    assert npu.matmul(long, np.full((140000, 2), -128, np.int8)).tolist() == [[2**31 - 1] * 2]
+
+
+def test_folded_bias_beyond_int32(npu: Device) -> None:
+    with pytest.raises(ValueError, match="leaves the int32 range"):
+        npu.matmul(A, B, bias=np.full(6, 2**31 - 1), a_zero_point=-128)
