@@ -15,7 +15,7 @@ from rknpu_userspace.isa import REGISTERS, Block
 
 BENCH = Bench(2 << 20)
 NOISE = np.random.default_rng(0).integers(0, 256, 2 << 20).astype(np.uint8)
-BUFFER = 1 << 16
+BUFFER = 1 << 18
 WRITABLE = [r for r in REGISTERS if r.block is not Block.PC and r.offset - r.block.base > 8]
 CONVOLUTIONS = [(INT8, "int8", False), (FP16, "fp16", False), (INT4, "int16", False), (TF32, "fp32", False)]
 CONVOLUTIONS += [(INT8, "int8", True), (FP16, "fp32", True)]
