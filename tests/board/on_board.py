@@ -17,6 +17,8 @@ PLACE = "/tmp/npulab-tests"
 SCRIPT_SECONDS = 180.0
 """A script imports numpy first: 6 s on the virtual board, up to 15 s on a busy host."""
 
+SELFTEST_SECONDS = 600.0
+
 BAD = re.compile(
     r"WARNING:|BUG:|Oops|Kernel panic|Internal error|Unable to handle|Call trace:|UBSAN|KASAN|KFENCE|SError"
     r"|INFO: task .* blocked|rcu: INFO|soft lockup|hard LOCKUP|possible recursive locking|circular locking"
@@ -54,13 +56,25 @@ class Board:
 
     def python(self, script: str, *arguments: str, timeout: float = SCRIPT_SECONDS) -> dict[str, Any]:
         """Run ``target/<script>`` with the board's Python; its last line is a JSON document."""
-        for path in sorted(SCRIPTS.glob("*.py")):
-            self._push(path)
+        self.push_scripts()
         words = " ".join(shlex.quote(word) for word in arguments)
         lines, code = self.run(f"python3 {PLACE}/{script} {words} 2>&1", timeout)
         assert code == 0 and lines, f"{script} ended with {code}:\n" + "\n".join(lines)
         document: dict[str, Any] = json.loads(lines[-1])
         return document
+
+    def selftest(self, *names: str) -> dict[str, dict[str, Any]]:
+        """Run the library's self-test, all workloads or those named: its rows by name."""
+        chosen = " ".join(f"--only {name}" for name in names)
+        lines, code = self.run(f"python3 -m rknpu_userspace.selftest --json {chosen} 2>&1", SELFTEST_SECONDS)
+        found = [json.loads(line) for line in lines if line.startswith("{")]
+        assert found, f"the self-test ended with {code}:\n" + "\n".join(lines)
+        return {row["name"]: row for row in found}
+
+    def push_scripts(self) -> None:
+        """Have ``target/*.py`` on the board."""
+        for path in sorted(SCRIPTS.glob("*.py")):
+            self._push(path)
 
     def _push(self, path: Path) -> None:
         """Copy a file to the board, once, through command lines that fit every shell's line editor (busybox: 1024)."""

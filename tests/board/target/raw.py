@@ -106,5 +106,5 @@ class Device:
     def close(self) -> None:
         """Close the node, a little after the last job: the driver frees that job's buffers only then, and until 7.3 at
         least it takes their address space down without waiting for it (WARN in drm_mm_takedown)."""
-        time.sleep(0.2)
+        time.sleep(0.5)
         os.close(self.fd)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""The boards' own, unmodified device trees boot the kernel for real boards on the virtual board, NPU and all.
+
+What the machine does not model must not hang the boot; ``unmodelled/`` holds, for each tree, exactly which devices
+those are. A device that is missing more than before fails the test, and so does a line that is not needed any more:
+the lists only shrink.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lab.assemble import board as board_kernel
+from lab.assemble.virt import BuildOptions, assemble
+from lab.output import Output
+from lab.virt.select import board_config
+from lab.virt.session import BoardSession
+
+LISTS = Path(__file__).parent / "unmodelled"
+BOARDS = ("rock-5-itx", "rock-5-itx-plus", "orangepi-5")
+CORE = re.compile(r"Rockchip NPU core (\d) version: 1179210309")
+FAILED = re.compile(r"^(?:\[[^]]*\] )?(\S+) (\S+): probe with driver \S+ failed with error -\d+$")
+WORKLOADS = ("int8-matmul", "fp16-matmul", "int8-conv1x1")
+NEW = "NPULAB_RECORD"
+"""Set to write the lists anew instead of comparing."""
+
+
+@pytest.fixture(scope="module", params=BOARDS)
+def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, BoardSession]:
+    """A board's name and its virtual board at the shell's prompt."""
+    out = Output()
+    # the stock driver: its objects are those of the virtual board's kernel, found by ccache
+    options = board_kernel.BoardKernelOptions(rocket_module=False, jobs=os.cpu_count() or 1, fixes=False)
+    built = board_kernel.assemble(request.param, options, None, out)
+    config = board_config(assemble(BuildOptions(), out), str(built.dtb))
+    session = BoardSession(replace(config, kernel=built.kernel), tmp_path_factory.mktemp(request.param))
+    session.__enter__()
+    request.addfinalizer(lambda: session.__exit__(None, None, None))
+    session.to("shell")
+    return request.param, session
+
+
+def lines(session: BoardSession, command: str, timeout: float = 60.0) -> list[str]:
+    found, code = session.run(command, timeout)
+    assert code == 0, f"`{command}` ended with {code}: {found}"
+    return found
+
+
+def test_three_cores_are_probed(booted: tuple[str, BoardSession]) -> None:
+    _, session = booted
+    log = "\n".join(lines(session, "dmesg"))
+    assert sorted(CORE.findall(log)) == ["0", "1", "2"]
+    assert not re.search(r"WARNING:|BUG:|Oops|Call trace", log)
+
+
+def test_matmul_and_convolution_are_right(booted: tuple[str, BoardSession]) -> None:
+    _, session = booted
+    chosen = " ".join(f"--only {name}" for name in WORKLOADS)
+    answer = lines(session, f"python3 -m rknpu_userspace.selftest --device /dev/accel/accel0 --json {chosen}", 300.0)
+    results = [json.loads(line) for line in answer if line.startswith("{")]
+    assert len(results) >= len(WORKLOADS)
+    assert all(result.get("ok", True) for result in results), results
+
+
+def test_devices_that_are_not_modelled_only_get_fewer(booted: tuple[str, BoardSession]) -> None:
+    name, session = booted
+    report = (session.results / "dt-report.txt").read_text().splitlines()
+    missing = {f"disabled {line.split()[1]}" for line in report if line.startswith("disabled ")}
+    session.run("mountpoint -q /sys/kernel/debug || mount -t debugfs none /sys/kernel/debug")
+    missing |= {
+        f"deferred {line.split()[0]}" for line in lines(session, "cat /sys/kernel/debug/devices_deferred") if line
+    }
+    missing |= {f"failed {found[2]}" for line in lines(session, "dmesg") if (found := FAILED.match(line))}
+    path = LISTS / f"{name}.txt"
+    if os.environ.get(NEW):
+        path.write_text("# SPDX-License-Identifier: MIT\n" + "".join(f"{line}\n" for line in sorted(missing)))
+    recorded = {line for line in path.read_text().splitlines() if line and not line.startswith("#")}
+    assert not missing - recorded, "devices that the machine lost"
+    assert not recorded - missing, f"devices that work now: take their lines out of {path.name}"
