@@ -152,6 +152,7 @@ class Task:
             if name.startswith("DPU_LUT_ACCESS") or (self.only and name not in self.regs):
                 continue
             out.append(write(register, self.regs.get(name, 0)))
+        out += [0] * (len(out) % 2)  # the PC fetches pairs of words
         if link is None:
             out += [0, pack(0x0101, 0x0014, 0)]
         else:
