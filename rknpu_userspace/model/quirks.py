@@ -2,10 +2,7 @@
 """Behaviour that public sources leave open or contradict: one named switch each, with the evidence for its default.
 
 A JSON file ``{"quirks": {name: value, ...}}`` (or just the inner object), as measured on a board, replaces defaults.
-The first value of each row is the default. Source names: TRM = RK3588 technical reference manual part 1 chapter 36;
-RN/RU = rockchip-npu-notes and rocket-userspace by gregordinary (measured on boards); HM = rknpu2_matmul_open by
-happyme531; WQ = orangepi5plus-npu by widgetii; AB = rk3588 by allbilly; Mesa = src/gallium/drivers/rocket; NVDLA = the
-open design whose structure this NPU shares.
+The first value of each row is the default. The short names of sources stand in the package's docstring.
 """
 
 from __future__ import annotations
