@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: MIT
+"""A shell on the board over OpenSSH."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import select
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lab import process
+from lab.errors import ExitCode, KitError
+from lab.firmware.medium import link_error
+
+SILENCE_SECONDS = 30.0
+"""A stream that brings nothing for this long is taken for dead."""
+
+
+class SshRemote:
+    """Runs scripts through ``ssh``; one connection is shared by all of them.
+
+    ``prefix`` replaces the ssh command, for labgrid's own connection or for a shell on this host.
+    """
+
+    step = 1 << 20
+
+    def __init__(self, destination: str, options: Sequence[str] = (), prefix: Sequence[str] | None = None) -> None:
+        self.name = f"ssh:{destination}"
+        self._directory: Path | None = None
+        self.root = ""
+        if prefix is not None:
+            self._prefix = list(prefix)
+            return
+        if not re.fullmatch(r"([A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*(:[0-9]+)?", destination):
+            raise KitError(ExitCode.USAGE, f"{destination} is not [USER@]HOST[:PORT]")
+        self._directory = Path(tempfile.mkdtemp(prefix="npulab-ssh-"))
+        host, _, port = destination.partition(":")
+        shared = [f"ControlPath={self._directory}/%C", "ControlMaster=auto", "ControlPersist=60"]
+        shared += ["BatchMode=yes", "StrictHostKeyChecking=accept-new", "ConnectTimeout=10", "ServerAliveInterval=5"]
+        self._prefix = [process.require("ssh", "openssh-client")]
+        for option in shared:
+            self._prefix += ["-o", option]
+        self._prefix += [*options, *(["-p", port] if port else []), host]
+
+    def _command(self, script: str) -> list[str]:
+        return [*self._prefix, f"NPULAB_ROOT={self.root}; export NPULAB_ROOT; {script}"]
+
+    def run(self, script: str, stdin: bytes = b"", *, timeout: float = 30) -> bytes:
+        try:
+            done = subprocess.run(
+                self._command(script),
+                input=stdin,
+                capture_output=True,
+                timeout=timeout,
+                check=False,
+                start_new_session=True,
+            )
+        except subprocess.TimeoutExpired:
+            raise link_error(f"{self.name}: no answer within {timeout:.0f} s") from None
+        if done.returncode:
+            raise self._explain(done.returncode, done.stderr.decode(errors="replace"))
+        return done.stdout
+
+    def _explain(self, code: int, text: str) -> KitError:
+        lines = [line for line in text.strip().splitlines() if line.strip()]
+        if "HOST IDENTIFICATION HAS CHANGED" in text:
+            return KitError(
+                ExitCode.REFUSED,
+                f"{self.name}: the host key changed: another board, or a new system on it",
+                "if you installed it anew, remove the old key with ssh-keygen -R HOST, then run this again",
+            )
+        if "Permission denied (" in text:
+            return KitError(
+                ExitCode.LINK, f"{self.name}: the login is refused", "put your key on the board: ssh-copy-id"
+            )
+        if "Permission denied" in text or "Operation not permitted" in text:
+            return KitError(ExitCode.LINK, f"{self.name}: {lines[-1]}", "log in as root, or raise the user's rights")
+        return link_error(f"{self.name}: {lines[-1] if lines else f'the command ended with {code}'}")
+
+    def stream(self, script: str) -> Iterator[bytes] | None:
+        return self._pieces(script)
+
+    def _pieces(self, script: str) -> Iterator[bytes]:
+        child = subprocess.Popen(
+            self._command(script),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert child.stdout is not None and child.stderr is not None
+        try:
+            while True:
+                if not select.select([child.stdout], [], [], SILENCE_SECONDS)[0]:
+                    raise link_error(f"{self.name}: silent for {SILENCE_SECONDS:.0f} s")
+                data = os.read(child.stdout.fileno(), 1 << 18)
+                if not data:
+                    break
+                yield data
+            code = child.wait(10)
+            if code:
+                raise self._explain(code, child.stderr.read().decode(errors="replace"))
+        finally:
+            if child.poll() is None:
+                process.end(child, 1)
+            child.stdout.close()
+            child.stderr.close()
+
+    def close(self) -> None:
+        if self._directory is None:
+            return
+        command = [self._prefix[0], "-O", "exit", *self._prefix[1:]]
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=5, check=False)
+        for path in self._directory.iterdir():
+            path.unlink(missing_ok=True)
+        self._directory.rmdir()
+        self._directory = None
