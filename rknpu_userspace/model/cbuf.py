@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .memory import Bytes
 from .precision import Array
 
 BANKS = 12
@@ -27,7 +26,7 @@ class Content:
     first_bank: int
     banks: int
     geometry: tuple[object, ...]
-    raw: Bytes
+    raw: Array
     decoded: Array
     complete: bool
 
@@ -51,9 +50,12 @@ class Cbuf:
             return f"the operand was fetched as {content.geometry}, not {geometry}"
         return ""
 
-    def same(self, content: Content | None, geometry: tuple[object, ...], raw: Bytes) -> bool:
-        """Whether the content decodes from exactly these bytes."""
-        return content is not None and content.geometry == geometry and np.array_equal(content.raw, raw)
+    def same(self, content: Content | None, geometry: tuple[object, ...], raw: Array) -> bool:
+        """Whether the content decodes from exactly these bits."""
+        if content is None or content.geometry != geometry:
+            return False
+        bits = f"u{raw.dtype.itemsize}"  # not as floats: slower, and a NaN is not equal to itself
+        return np.array_equal(content.raw.view(bits), raw.view(bits))
 
     def store_data(self, content: Content) -> None:
         """Data was fetched: weights in the same banks are gone."""
