@@ -8,6 +8,7 @@ what they test.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import tempfile
@@ -95,7 +96,8 @@ class Peer:
         self.before_answer: dict[int, bytes] = {}  # type -> bytes sent ahead of its answer
         self.registers: dict[tuple[int, int], int] = {}  # (core, offset) -> what READ answers
         self.frames: list[Frame] = []
-        self._links: dict[int, socket.socket] = {}
+        self._links: dict[int, socket.socket] = {}  # by core, once it has sent something
+        self._connections: list[socket.socket] = []
         self._changed = threading.Condition()
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(self.path))
@@ -117,6 +119,7 @@ class Peer:
                 link = self._listener.accept()[0]
             except OSError:
                 return
+            self._connections.append(link)
             thread = threading.Thread(target=self._serve, args=(link,), daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -191,16 +194,24 @@ class Peer:
         wait_until(lambda: not machine.qom_get(npu_path(job.core), "time-frozen"), "the end of the job")
 
     def hang_up(self, core: int) -> None:
-        """Close a core's link, as a dying process does."""
+        """End a core's link, as a dying process does."""
         self._links[core].shutdown(socket.SHUT_RDWR)
-        self._links[core].close()
 
     def close(self) -> None:
-        """Close everything."""
-        self._listener.close()
-        for link in self._links.values():
-            link.close()
+        """End everything. Threads end before the descriptors that they use are closed and their numbers reused."""
+        self._end([self._listener], self._threads[:1])
+        self._end(self._connections, self._threads[1:])
         self._dir.cleanup()
+
+    @staticmethod
+    def _end(sockets: list[socket.socket], threads: list[threading.Thread]) -> None:
+        for end in sockets:
+            with contextlib.suppress(OSError):  # the other side may have ended it
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in threads:
+            thread.join(WAIT_S)
+        for end in sockets:
+            end.close()
 
     def __enter__(self) -> Peer:
         return self

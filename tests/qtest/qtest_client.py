@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 START_TIMEOUT_S = 60.0
 ANSWER_TIMEOUT_S = 60.0
@@ -59,17 +59,15 @@ class QTest:
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=stderr, stderr=stderr)
         try:
             self._qtest, self._qmp = (self._accept(listener) for listener in listeners)
+            self._rx, self._qmp_rx = self._qtest.makefile("rb"), self._qmp.makefile("rb")
+            self._qmp_rx.readline()  # the greeting
+            self.qmp("qmp_capabilities")
         except BaseException:
             self.close()
             raise
         finally:
             for listener in listeners:
                 listener.close()
-        for link in (self._qtest, self._qmp):
-            link.settimeout(ANSWER_TIMEOUT_S)
-        self._rx, self._qmp_rx = self._qtest.makefile("rb"), self._qmp.makefile("rb")
-        self._qmp_rx.readline()  # the greeting
-        self.qmp("qmp_capabilities")
 
     # -- life cycle --------------------------------------------------------------------------------
     @staticmethod
@@ -84,7 +82,9 @@ class QTest:
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
-                return listener.accept()[0]
+                link = listener.accept()[0]
+                link.settimeout(ANSWER_TIMEOUT_S)
+                return link
             except TimeoutError:
                 continue
         raise QTestError(f"QEMU did not connect: {self.stderr()}")
@@ -120,9 +120,9 @@ class QTest:
     # -- qtest -------------------------------------------------------------------------------------
     def command(self, *words: object) -> str:
         """Send one qtest command; the text after OK. Interrupt notices that come before it are recorded."""
-        self._qtest.sendall((" ".join(map(str, words)) + "\n").encode())
+        self._send(self._qtest, " ".join(map(str, words)) + "\n", str(words))
         while True:
-            line = self._rx.readline().decode().split()
+            line = self._line(self._rx).decode().split()
             if not line:
                 raise QTestError(f"QEMU ended during {words}: {self.stderr()}")
             if line[0] == "IRQ":
@@ -172,7 +172,7 @@ class QTest:
     # -- QMP ---------------------------------------------------------------------------------------
     def qmp(self, execute: str, **arguments: Any) -> Any:
         """One QMP command; its return value. Events that come before it are kept."""
-        self._qmp.sendall(json.dumps({"execute": execute, "arguments": arguments}).encode())
+        self._send(self._qmp, json.dumps({"execute": execute, "arguments": arguments}), execute)
         while True:
             answer = self._qmp_message(execute)
             if "error" in answer:
@@ -180,9 +180,23 @@ class QTest:
             if "return" in answer:
                 return answer["return"]
 
+    def _send(self, link: socket.socket, text: str, what: str) -> None:
+        try:
+            link.sendall(text.encode())
+        except ConnectionError:
+            raise QTestError(f"QEMU ended before {what}: {self.stderr()}") from None
+
+    @staticmethod
+    def _line(stream: IO[bytes]) -> bytes:
+        """A line, or b"" when QEMU has gone (which the kernel may report as an error)."""
+        try:
+            return stream.readline()
+        except ConnectionError:
+            return b""
+
     def _qmp_message(self, during: str) -> dict[str, Any]:
         """The next message; one that is an event is counted."""
-        line = self._qmp_rx.readline()
+        line = self._line(self._qmp_rx)
         if not line:
             raise QTestError(f"QEMU ended during {during}: {self.stderr()}")
         message: dict[str, Any] = json.loads(line)
