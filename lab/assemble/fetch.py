@@ -89,6 +89,8 @@ def _download(address: str, partial: Path, out: Output) -> None:
                     sink.write(block)
                     done += len(block)
                     meter.update(done, total)
+        if total is not None and done < total:
+            raise ConnectionError(f"it stopped after {done} of {total} bytes")
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing is left to fetch; the hash decides
             return
@@ -99,6 +101,6 @@ def _download(address: str, partial: Path, out: Output) -> None:
         reason = getattr(error, "reason", error)
         raise KitError(
             ExitCode.INFRASTRUCTURE,
-            f"{address}: cannot be reached ({reason})",
+            f"{address}: cannot be reached or broke off ({reason})",
             "check the network and run it again: it goes on where it stopped",
         ) from error

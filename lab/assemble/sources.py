@@ -189,7 +189,9 @@ def _copy_tree(tree: Path, target: Path, log: Path) -> None:
         raise KitError(
             ExitCode.USAGE, f"{tree} has been built in place", "run `make mrproper` in it, or build with O= elsewhere"
         )
-    command = [require("rsync", "rsync"), "-a", "--delete", "--exclude=/.git", f"{tree}/", f"{target}/"]
+    # times to the nanosecond: an edit within the second of the last copy is one too
+    options = ["-a", "--delete", "--modify-window=-1", "--exclude=/.git"]
+    command = [require("rsync", "rsync"), *options, f"{tree}/", f"{target}/"]
     run(command, stage=f"copying {tree}", log=log)
 
 

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MIT
+"""Kernel and QEMU sources: trees and tarballs that a user names, patch series, keys that see an edit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from lab.assemble import sources
+from lab.assemble.apt import Apt
+from lab.cache import Cache
+from lab.errors import ExitCode, KitError
+from lab.output import Output
+
+NO_APT = cast(Apt, None)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "linux"
+    (root / "arch/arm64").mkdir(parents=True)
+    (root / "Kconfig").write_text("mainmenu\n")
+    (root / "Makefile").write_text("# SPDX\nVERSION = 7\nPATCHLEVEL = 3\nSUBLEVEL = 4\nEXTRAVERSION =\n")
+    (root / "driver.c").write_text("int one;\n")
+    return root
+
+
+def _linux(spec: Path | str, tmp_path: Path) -> sources.Source:
+    return sources.linux(spec, Cache(tmp_path / "cache"), NO_APT, Output(quiet=True), tmp_path / "log")
+
+
+def _content(source: sources.Source, tmp_path: Path) -> str:
+    with sources.linux_tree(source, Cache(tmp_path / "cache"), Output(quiet=True), tmp_path / "log") as found:
+        return (found / "driver.c").read_text()
+
+
+def test_version(tree: Path) -> None:
+    assert sources.version_of(tree) == "7.3.4"
+    assert sources.base_of("7.3.4") == "7.3"
+
+
+@pytest.mark.parametrize("text", [None, "all:\n"])
+def test_version_of_something_else(tmp_path: Path, text: str | None) -> None:
+    if text:
+        (tmp_path / "Makefile").write_text(text)
+    with pytest.raises(KitError) as caught:
+        sources.version_of(tmp_path)
+    assert caught.value.code == ExitCode.USAGE
+
+
+def test_users_tree_is_copied_and_not_touched(tree: Path, tmp_path: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in tree.rglob("*")}
+    assert _content(_linux(tree, tmp_path), tmp_path) == "int one;\n"
+    (tree / "driver.c").write_text("int two;\n")
+    assert _content(_linux(tree, tmp_path), tmp_path) == "int two;\n", "the copy follows an edit"
+    assert set(tree.rglob("*")) == set(before)
+
+
+def test_an_edit_changes_the_key(tree: Path, tmp_path: Path) -> None:
+    before = _linux(tree, tmp_path).key
+    (tree / ".git").mkdir()
+    (tree / ".git/index").write_text("x")
+    assert _linux(tree, tmp_path).key == before
+    os.utime(tree / "driver.c", ns=(1, 1))
+    assert _linux(tree, tmp_path).key != before
+
+
+def test_tarball_is_unpacked_once(tree: Path, tmp_path: Path) -> None:
+    tarball = tmp_path / "linux-7.3.4.tar.gz"
+    subprocess.run(["tar", "-czf", tarball, "-C", tree.parent, tree.name], check=True)
+    source = _linux(f"{tarball}", tmp_path)
+    assert source.origin["kind"] == "tarball"
+    assert _content(source, tmp_path) == "int one;\n"
+    tarball.unlink()
+    assert _content(source, tmp_path) == "int one;\n"
+
+
+def test_tree_built_in_place_is_refused(tree: Path, tmp_path: Path) -> None:
+    (tree / ".config").write_text("CONFIG_X=y\n")
+    with pytest.raises(KitError, match="built in place") as caught:
+        _content(_linux(tree, tmp_path), tmp_path)
+    assert "mrproper" in caught.value.hint
+
+
+def test_wrong_trees_and_tarballs(tree: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(KitError, match="no Linux source tree") as caught:
+        _linux(tmp_path / "empty", tmp_path)
+    assert caught.value.code == ExitCode.USAGE
+    tarball = tmp_path / "other.tar"
+    subprocess.run(["tar", "-cf", tarball, "-C", tmp_path, "empty"], check=True)
+    with pytest.raises(KitError, match="holds no Linux source"):
+        _content(_linux(str(tarball), tmp_path), tmp_path)
+    with pytest.raises(KitError, match="no QEMU source tree"):
+        sources.qemu(tree, Cache(tmp_path / "cache"), NO_APT, Output(quiet=True), tmp_path / "log")
+
+
+def test_cut_off_tarball_leaves_nothing(tree: Path, tmp_path: Path) -> None:
+    tarball = tmp_path / "linux.tar.gz"
+    subprocess.run(["tar", "-czf", tarball, "-C", tree.parent, tree.name], check=True)
+    tarball.write_bytes(tarball.read_bytes()[:60])
+    with pytest.raises(KitError, match="unpacking Linux"):
+        _content(_linux(str(tarball), tmp_path), tmp_path)
+    assert not list((tmp_path / "cache/linux-source").glob("*"))
