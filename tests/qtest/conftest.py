@@ -14,6 +14,7 @@ import pytest
 # the tests import the client as `qtest_client`, from wherever pytest runs
 sys.path.insert(0, str(Path(__file__).parent))
 
+from board_tree import BOARD, compile_tree
 from qtest_client import QTest, QTestError, qemu_binary
 
 
@@ -40,3 +41,9 @@ def start() -> Iterator[Callable[..., QTest]]:
 def machine(start: Callable[..., QTest]) -> QTest:
     """A machine with default options."""
     return start()
+
+
+@pytest.fixture
+def board_dtb(tmp_path: Path) -> Path:
+    """A small RK3588 board's device tree, compiled."""
+    return compile_tree(BOARD, tmp_path / "board.dtb")

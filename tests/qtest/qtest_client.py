@@ -151,10 +151,7 @@ class QTest:
     def irq_intercept(self, qom_path: str, direction: str = "out", name: str | None = None) -> None:
         """Report the gpio lines of one device in `irqs`: its inputs ("in"), its outputs or, with a name, one
         array of named outputs. QEMU allows one intercepted device at a time; only changes are reported."""
-        if name is not None:
-            self.command("irq_intercept_out_named", qom_path, name)
-        else:
-            self.command(f"irq_intercept_{direction}", qom_path)
+        self.command(f"irq_intercept_{direction}", qom_path, *([] if name is None else [name]))
 
     def irq(self, line: int) -> bool:
         """Level of an intercepted line (a round trip first, so that notices under way have arrived)."""
@@ -211,6 +208,11 @@ class QTest:
     def qom_set(self, path: str, prop: str, value: Any) -> None:
         """Set a QOM property."""
         self.qmp("qom-set", path=path, property=prop, value=value)
+
+    def wait_event(self, event: str) -> None:
+        """Return when QEMU has reported this event, now or before."""
+        while not self._events[event]:
+            self._qmp_message(f"the wait for {event}")
 
     def system_reset(self) -> None:
         """Reset the machine, and return when it has happened."""

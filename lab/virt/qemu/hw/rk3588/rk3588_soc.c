@@ -161,7 +161,7 @@ static bool soc_realize_gic(Rk3588SocState *s, Error **errp)
     if (s->its) {
         DeviceState *its = qdev_new(its_class_name());
 
-        object_property_add_child(OBJECT(s), "its", OBJECT(its));
+        object_property_add_child(OBJECT(s), "its0", OBJECT(its));
         object_property_set_link(OBJECT(its), "parent-gicv3", OBJECT(gic),
                                  &error_abort);
         if (!sysbus_realize_and_unref(SYS_BUS_DEVICE(its), errp)) {
