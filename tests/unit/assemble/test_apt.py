@@ -47,7 +47,9 @@ def test_uris() -> None:
 )
 def test_failures_are_named(tail: str, expect: str, tmp_path: Path) -> None:
     error = explain(
-        KitError(ExitCode.INFRASTRUCTURE, "apt-get ended with 100", tail=tail), "downloading x", Mirror("http://m", tmp_path)
+        KitError(ExitCode.INFRASTRUCTURE, "apt-get ended with 100", tail=tail),
+        "downloading x",
+        Mirror("http://m", tmp_path),
     )
     assert expect in error.message and error.message.startswith("downloading x")
     assert error.hint

@@ -19,7 +19,21 @@ def make_module(path: Path, *, machine: int = 183, release: str = "7.3.4-npulab"
     info = b"".join(f"{key}={value}".encode() + b"\0" for key, value in items.items() if value)
     names = b"\0.modinfo\0.shstrtab\0"
     header = struct.pack(
-        "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 1, machine, 1, 0, 0, 64 + len(info) + len(names), 0, 64, 0, 0, 64, 3, 2
+        "<16sHHIQQQIHHHHHH",
+        b"\x7fELF\x02\x01\x01",
+        1,
+        machine,
+        1,
+        0,
+        0,
+        64 + len(info) + len(names),
+        0,
+        64,
+        0,
+        0,
+        64,
+        3,
+        2,
     )
     sections = b"\0" * 64
     sections += struct.pack("<IIQQQQIIQQ", 1, 1, 2, 0, 64, len(info), 0, 0, 1, 0)
@@ -29,8 +43,8 @@ def make_module(path: Path, *, machine: int = 183, release: str = "7.3.4-npulab"
 
 
 def test_lost_lines() -> None:
-    config = "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=m\nCONFIG_NAME=\"x\"\n"
-    assert checks.lost_lines("# words\nCONFIG_A=y\nCONFIG_B=n\nCONFIG_D=n\nCONFIG_NAME=\"x\"\n", config) == []
+    config = 'CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_C=m\nCONFIG_NAME="x"\n'
+    assert checks.lost_lines('# words\nCONFIG_A=y\nCONFIG_B=n\nCONFIG_D=n\nCONFIG_NAME="x"\n', config) == []
     lost = ["CONFIG_C=y", "CONFIG_D=y", "CONFIG_A=n", "# CONFIG_C is not set", 'CONFIG_NAME="y"']
     assert checks.lost_lines("\n".join(lost), config) == lost
 

@@ -27,7 +27,7 @@ def test_one_line_format(machine: Path) -> None:
         "# deb http://commented.example/debian trixie main\n"
         "deb-src http://source.example/debian trixie main\n"
         "deb http://security.example/debian-security bookworm-security main\n"
-        "deb [arch=amd64 signed-by=/usr/share/keyrings/own.gpg] http://mirror.example/debian/ bookworm main contrib # x\n"
+        "deb [arch=amd64 signed-by=/usr/share/keyrings/own.gpg] http://mirror.example/debian/ bookworm main # x\n"
     )
     (machine / "usr/share/keyrings/own.gpg").write_bytes(b"own")
     found = mirror.find(root=machine)
