@@ -28,6 +28,9 @@ from lab.virt.board import BoardConfig
 from lab.virt.select import board_config
 from lab.virt.session import BoardSession
 
+pytestmark = pytest.mark.timeout(3600)
+"""The first test of a cold cache builds a kernel."""
+
 HERE = Path(__file__).parent
 PLACE = "/tmp/fixes"
 SOFT_RESET_30 = 0xFD7C0A00 + 4 * 30
