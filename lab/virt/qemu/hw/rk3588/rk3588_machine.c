@@ -149,7 +149,10 @@ static void machine_init(MachineState *ms)
 
     machine_init_ram(m);
     machine_init_soc(m);
-    /* from the last: -device takes the newest free transport, so disks keep their order */
+    /*
+     * From the last: -device takes the newest free transport, so that disks
+     * keep their order.
+     */
     for (int i = NUM_VIRTIO - 1; i >= 0; i--) {
         sysbus_create_simple("virtio-mmio", VIRTIO_BASE + i * VIRTIO_SIZE,
                              rk3588_soc_spi(&m->soc, VIRTIO_SPI + i));

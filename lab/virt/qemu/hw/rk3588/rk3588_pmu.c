@@ -32,7 +32,7 @@ typedef struct PmuDomain {
     uint8_t reg, bit;                   /* gate register 0 or 1, and its bit */
     uint8_t status;                     /* bit of PWR_GATE_STS */
     uint8_t repair;                     /* bit of REPAIR_STS */
-    uint8_t mem;                        /* bit of MEM_PWR_STS, 32.. in the 2nd */
+    uint8_t mem;                        /* bit of MEM_PWR_STS, 32..: 2nd */
     uint8_t parent;
 } PmuDomain;
 

@@ -9,7 +9,7 @@
 
 typedef struct Rk3588FdtOptions {
     unsigned num_cpus;
-    bool strict_supplies;       /* leave the supplies of domains and NPU alone */
+    bool strict_supplies;       /* leave supplies alone */
     const char *catch_all;      /* memory region of what is not modelled */
     hwaddr io_base;             /* nodes below it are memory */
     hwaddr high_base;           /* second memory window */
