@@ -14,6 +14,7 @@ from .backend import Context
 from .errors import DeviceError
 
 if TYPE_CHECKING:
+    from .ops.elementwise import Scales
     from .program import Program
 
 Array = npt.NDArray[Any]
@@ -70,40 +71,87 @@ class Device:
         *,
         transpose_a: bool = False,
         transpose_b: bool = False,
+        format: str | None = None,
         cores: int | None = None,
         **options: Any,
     ) -> Array:
         """``a`` [..., M, K] @ ``b`` [K, N] or [..., K, N]; see ``ops.matmul.Matmul`` for the options.
 
         With ``transpose_a``, ``a`` is [..., K, M]; with ``transpose_b``, ``b`` is [..., N, K]. Leading dimensions of
-        ``a`` are folded into M when ``b`` is a matrix, else the matrices are multiplied pair by pair.
+        ``a`` are folded into M when ``b`` is a matrix, else the matrices are multiplied pair by pair. Matrices of int16
+        give an exact int64 result and take no other options.
         """
         from .ops import arguments
         from .ops.matmul import Matmul
 
-        left = arguments.operand("a", a, tuple(range(1, 33)))
-        right = arguments.operand("b", b, tuple(range(2, 33)))
+        if np.asarray(a).dtype == np.int16 and np.asarray(b).dtype == np.int16:
+            return self._matmul_int16(np.asarray(a), np.asarray(b), transpose_a, transpose_b, cores, options)
+        left = arguments.operand("a", a, tuple(range(2 if transpose_a else 1, 33)), format)
+        right = arguments.operand("b", b, tuple(range(2, 33)), format)
         arguments.same_format("a", "b", left, right)
         if transpose_a:
-            left = arguments.operand("a", left, tuple(range(2, 33))).swapaxes(-1, -2)
+            left = left.swapaxes(-1, -2)
         inner = right.shape[-1] if transpose_b else right.shape[-2]
         if left.shape[-1] != inner:
             raise ValueError(f"the inner sizes differ: a has K = {left.shape[-1]}, b has K = {inner}")
         if right.ndim > 2:
-            return self._batched(left, right, transpose_b, cores, options)
+            return self._batched(left, right, cores, {**options, "transpose_b": transpose_b, "format": format})
         rows = left.reshape(-1, inner)
-        operation = Matmul(right, rows.shape[0], transpose_b=transpose_b, **options)
+        operation = Matmul(right, rows.shape[0], transpose_b=transpose_b, format=format, **options)
         with self.compile(operation, cores=cores) as program:
             result = program(rows)
         return result.reshape(*left.shape[:-1], result.shape[-1])
 
-    def _batched(self, a: Array, b: Array, transpose_b: bool, cores: int | None, options: dict[str, Any]) -> Array:
+    def _matmul_int16(
+        self, a: Array, b: Array, transpose_a: bool, transpose_b: bool, cores: int | None, options: dict[str, Any]
+    ) -> Array:
+        from .ops.int16 import Int16Matmul
+
+        if options:
+            raise TypeError(f"an int16 matmul takes no {', '.join(options)}")
+        left = a.swapaxes(-1, -2) if transpose_a else a
+        if left.ndim < 1 or left.size == 0:
+            raise ValueError(f"a is empty or a scalar (shape {a.shape})")
+        rows = left.reshape(-1, left.shape[-1])
+        operation = Int16Matmul(b, rows.shape[0], transpose_b=transpose_b)
+        if operation.right.shape[0] != rows.shape[1]:
+            raise ValueError(f"the inner sizes differ: a has K = {rows.shape[1]}, b has K = {operation.right.shape[0]}")
+        with operation.compile(self.contexts(cores)) as program:
+            result = program(rows)
+        return result.reshape(*left.shape[:-1], result.shape[-1])
+
+    def elementwise(
+        self,
+        kind: str,
+        a: Array,
+        b: Array,
+        *,
+        relu: bool = False,
+        scales: Scales | None = None,
+        cores: int | None = None,
+    ) -> Array:
+        """ "add", "sub", "mul", "max", "min" or "div" of two arrays that broadcast; see ``ops.elementwise``.
+
+        float16, int32, int8 (with ``scales``) or bfloat16 as uint16 bit patterns. A vector over the last axis is fed as
+        it is, other shapes are expanded first.
+        """
+        from .ops.elementwise import Binary
+
+        left, right = np.asarray(a), np.asarray(b)
+        if left.dtype != right.dtype:
+            raise TypeError(f"a is {left.dtype} and b is {right.dtype}: the NPU combines operands of one format only")
+        form = "bfloat16" if left.dtype == np.uint16 else left.dtype.name
+        if right.ndim != 1 or left.ndim < 2 or right.shape[0] != left.shape[-1] or kind == "sub":
+            left, right = np.broadcast_arrays(left, right)
+        operation = Binary(kind, form, left.shape, right.shape, relu=relu, scales=scales)
+        with self.compile(operation, cores=cores) as program:
+            return program(left, right)
+
+    def _batched(self, a: Array, b: Array, cores: int | None, options: dict[str, Any]) -> Array:
         batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         left = np.broadcast_to(a, batch + a.shape[-2:]).reshape(-1, *a.shape[-2:])
         right = np.broadcast_to(b, batch + b.shape[-2:]).reshape(-1, *b.shape[-2:])
-        results = [
-            self.matmul(x, y, transpose_b=transpose_b, cores=cores, **options) for x, y in zip(left, right, strict=True)
-        ]
+        results = [self.matmul(x, y, cores=cores, **options) for x, y in zip(left, right, strict=True)]
         return np.stack(results).reshape(*batch, *results[0].shape)
 
     def conv2d(
@@ -113,8 +161,9 @@ class Device:
         from .ops import arguments
         from .ops.conv2d import Conv2d
 
-        images = arguments.operand("x", x, (3, 4))
-        arguments.same_format("x", "weights", images, arguments.operand("weights", weights, (4,)))
+        form = options.get("format")
+        images = arguments.operand("x", x, (3, 4), form)
+        arguments.same_format("x", "weights", images, arguments.operand("weights", weights, (4,), form))
         batch = images if images.ndim == 4 else images[None]
         operation = Conv2d(weights, batch.shape, bias=bias, **options)
         with self.compile(operation, cores=cores) as program:

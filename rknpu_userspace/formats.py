@@ -67,7 +67,6 @@ INPUTS: dict[str, InputFormat] = {
     for form in (
         InputFormat("int4", "int8", 4, 6, 6, 64, 32, 0, 2048),
         InputFormat("int8", "int8", 8, 0, 0, 32, 32, 64, 1024),
-        InputFormat("int16", "int16", 16, 1, 1, 16, 32, 0, 512),
         InputFormat("float16", "float16", 16, 2, 2, 16, 32, 32, 512),
         InputFormat("bfloat16", "uint16", 16, 3, 3, 16, 32, 32, 512),
         InputFormat("tfloat32", "float32", 32, 7, 5, 16, 16, 0, 256),
@@ -85,11 +84,19 @@ OUTPUTS: dict[str, OutputFormat] = {
     )
 }
 COMBINATIONS: dict[str, tuple[str, ...]] = {
-    "int4": ("int16",),
+    "int4": ("int32",),
     "int8": ("int32", "int8", "float32"),
-    "int16": ("int32",),
     "float16": ("float32", "float16"),
     "bfloat16": ("float32", "bfloat16"),
     "tfloat32": ("float32",),
 }
-"""Output formats that have been run on a board, by input format; the first is what partial sums are kept in."""
+"""Output formats of matmul and convolution by input format, the default first. All but int4's are what the NPU writes
+and have been run on a board; int4 sums leave it as int16 and are widened by the host."""
+PARTIAL: dict[str, str] = {
+    "int4": "int16",
+    "int8": "int32",
+    "float16": "float32",
+    "bfloat16": "float32",
+    "tfloat32": "float32",
+}
+"""The format that partial sums are written in."""

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for index in range(options.jobs):
                 out[0, 0] = expected[0, 0] ^ 1
                 start = time.perf_counter()
-                program(a, out)
+                program(a, out=out)
                 times[index] = time.perf_counter() - start
                 ok = ok and bool(np.array_equal(out, expected))
             seconds = time.perf_counter() - begin

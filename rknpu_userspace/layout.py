@@ -175,6 +175,19 @@ def pack_nibbles(elements: Array) -> Bytes:
     return ((low & 0xF) | (high << 4)).view(np.uint8)
 
 
+def to_bfloat16(values: Array) -> npt.NDArray[np.uint16]:
+    """float32 to bf16 bit patterns, nearest even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = (bits + (np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))) >> np.uint32(16)
+    nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+    return np.where(nan, bits >> np.uint32(16) | np.uint32(0x40), rounded).astype(np.uint16)
+
+
+def from_bfloat16(bits: Array) -> npt.NDArray[np.float32]:
+    """bf16 bit patterns (uint16) to float32."""
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
 def operand_bytes(count: int, itemsize: int) -> int:
     """Size of a per-channel operand stream, padded to whole atoms."""
     return align(count * itemsize, ATOM)

@@ -31,7 +31,7 @@ class Unit(Protocol):
         """Bytes that the NPU moves in a run, by the plan."""
         ...
 
-    def pack(self, images: Array) -> None:
+    def pack(self, *operands: Array) -> None:
         """Write the operands."""
         ...
 
@@ -57,8 +57,16 @@ class Share:
     """A unit, and how to cut its operands out of the input and its results out of the output."""
 
     unit: Unit
-    source: Callable[[Array], Array]
+    source: Callable[..., tuple[Array, ...]]
     target: Callable[[Array], Array]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Shape and dtype of an array."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
 
 
 @dataclass
@@ -72,24 +80,15 @@ class RunStats:
 
 
 class Program:
-    """A compiled operation: call it with an array of ``in_shape`` and ``in_dtype``, get one of ``out_shape``.
+    """A compiled operation: call it with arrays as in ``inputs``, get one as in ``output``.
 
     Safe to use from several threads, one run at a time. ``last`` holds the cost of the last run. ``close`` gives the
     buffers back; so does leaving a ``with`` block, and closing the device.
     """
 
-    def __init__(
-        self,
-        shares: Sequence[Share],
-        in_shape: tuple[int, ...],
-        in_dtype: npt.DTypeLike,
-        out_shape: tuple[int, ...],
-        out_dtype: npt.DTypeLike,
-    ) -> None:
-        self.in_shape = in_shape
-        self.in_dtype = np.dtype(in_dtype)
-        self.out_shape = out_shape
-        self.out_dtype = np.dtype(out_dtype)
+    def __init__(self, shares: Sequence[Share], inputs: Sequence[Spec], output: Spec) -> None:
+        self.inputs = tuple(inputs)
+        self.output = output
         self.last = RunStats()
         self.timeout = DEFAULT_TIMEOUT
         self._shares = list(shares)
@@ -98,39 +97,43 @@ class Program:
         self.tasks = sum(share.unit.tasks for share in self._shares)
         self.dma_bytes = sum(share.unit.dma_bytes for share in self._shares)
 
-    def __call__(self, x: Array, out: Array | None = None) -> Array:
+    def __call__(self, *operands: Array, out: Array | None = None) -> Array:
         """Run. ``out`` receives the result if given. ValueError or TypeError for an array that does not fit."""
-        x = self._checked(x)
+        checked = self._checked(operands)
+        shape, dtype = self.output.shape, self.output.dtype
         if out is None:
-            out = np.empty(self.out_shape, self.out_dtype)
-        elif out.shape != self.out_shape or out.dtype != self.out_dtype or not out.flags.carray:
-            raise ValueError(f"out must be a writable contiguous {self.out_dtype} array of shape {self.out_shape}")
+            out = np.empty(shape, dtype)
+        elif out.shape != shape or out.dtype != dtype or not out.flags.carray:
+            raise ValueError(f"out must be a writable contiguous {dtype} array of shape {shape}")
         with self._lock:
             if not self._shares:
                 raise DeviceError("the program is closed")
             begin = time.perf_counter()
-            npu = self._run(x)
+            npu = self._run(checked)
             for share in self._shares:
                 share.unit.unpack(share.target(out))
             self.last = RunStats(self.jobs, self.tasks, npu, time.perf_counter() - begin)
         return out
 
-    def _checked(self, x: Array) -> Array:
-        array = np.asarray(x)
-        if array.dtype != self.in_dtype:
-            raise TypeError(f"the program takes {self.in_dtype}, not {array.dtype}")
-        if array.shape != self.in_shape:
-            raise ValueError(f"the program takes shape {self.in_shape}, not {array.shape}")
-        return array
+    def _checked(self, operands: Sequence[Array]) -> list[Array]:
+        if len(operands) != len(self.inputs):
+            raise TypeError(f"the program takes {len(self.inputs)} arrays, not {len(operands)}")
+        arrays = [np.asarray(operand) for operand in operands]
+        for array, spec in zip(arrays, self.inputs, strict=True):
+            if array.dtype != spec.dtype:
+                raise TypeError(f"the program takes {spec.dtype}, not {array.dtype}")
+            if array.shape != spec.shape:
+                raise ValueError(f"the program takes shape {spec.shape}, not {array.shape}")
+        return arrays
 
-    def _run(self, x: Array) -> float:
+    def _run(self, operands: Sequence[Array]) -> float:
         """Pack and start one core after the other, then wait for all, whatever fails; seconds from first start."""
         failure: JobError | None = None
         started: list[Share] = []
         begin = 0.0
         try:
             for share in self._shares:
-                share.unit.pack(share.source(x))
+                share.unit.pack(*share.source(*operands))
                 begin = begin or time.perf_counter()
                 share.unit.start()
                 started.append(share)

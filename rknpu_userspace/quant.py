@@ -2,7 +2,8 @@
 """Requantisation as the NPU's output converter does it: ``sat8(round(acc * SCALE / 2^SHIFT) + OFFSET)``.
 
 SCALE has 15 bits, SHIFT 6, rounding is to nearest with ties to even (OUT_CVT CVT_ROUND = 0). The formula without its
-tie rule reproduces a capture from a board bit for bit (RU teflon-dw-capture); the tie rule is the TRM's.
+tie rule reproduces a capture from a board bit for bit (RU teflon-dw-capture); the tie rule is the TRM's, and measured
+(RN). With a scale per channel, the BS multiplier goes first: ``acc' = round(acc * MUL[c] / 2^14)``, rounded alike.
 """
 
 from __future__ import annotations
@@ -31,6 +32,22 @@ class Requant:
     def multiplier(self) -> float:
         """The real number that the integers stand for."""
         return math.ldexp(self.scale, -self.shift)
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelRequant:
+    """A multiplier per output channel: ``multipliers`` int16 in units of 2^-14, times what they have in common."""
+
+    multipliers: npt.NDArray[np.int16]
+    common: Requant
+
+    def part(self, start: int, stop: int) -> ChannelRequant:
+        """That of channels [start, stop)."""
+        return ChannelRequant(self.multipliers[start:stop], self.common)
+
+
+CHANNEL_SHIFT = 14
+"""Shift behind the per-channel multiplier, as Rockchip's compiler sets it."""
 
 
 def check_zero_point(name: str, value: int) -> int:
@@ -64,6 +81,39 @@ def derive(multiplier: float, zero_point: int = 0) -> Requant:
             f"(smallest {math.ldexp(1.0, SCALE_BITS - 1 - MAX_SHIFT):g})"
         )
     return Requant(scale, shift, check_zero_point("the output zero point", zero_point))
+
+
+def derive_channels(multipliers: npt.NDArray[Any], zero_point: int = 0) -> ChannelRequant:
+    """Scales per channel, from their real multipliers; ValueError as in ``derive``.
+
+    The largest one uses the whole int16; a channel whose multiplier is smaller by a factor f is off by up to
+    2^-16 f of its value.
+    """
+    real = np.asarray(multipliers, np.float64)
+    if real.ndim != 1 or real.size == 0:
+        raise ValueError(f"scales per channel must be a vector, not of shape {real.shape}")
+    if not np.isfinite(real).all() or (real <= 0).any():
+        raise ValueError("every requantisation scale must be finite and positive")
+    most = float(real.max())
+    top = 32767
+    units = np.rint(real / most * top).astype(np.int16)
+    return ChannelRequant(units, derive(most * math.ldexp(1 / top, CHANNEL_SHIFT), zero_point))
+
+
+def requantize_channels(accumulators: npt.NDArray[Any], requant: ChannelRequant) -> npt.NDArray[np.int8]:
+    """int32 accumulators [..., channel] to int8, bit for bit as the hardware."""
+    product = accumulators.astype(np.float64) * requant.multipliers
+    product *= 2.0**-CHANNEL_SHIFT
+    np.rint(product, out=product)
+    np.clip(product, -(1 << 31), (1 << 31) - 1, out=product)
+    return requantize(product, requant.common)
+
+
+def apply(accumulators: npt.NDArray[Any], requant: Requant | ChannelRequant) -> npt.NDArray[np.int8]:
+    """Either of the two."""
+    if isinstance(requant, ChannelRequant):
+        return requantize_channels(accumulators, requant)
+    return requantize(accumulators, requant)
 
 
 def requantize(accumulators: npt.NDArray[Any], requant: Requant) -> npt.NDArray[np.int8]:

@@ -140,6 +140,11 @@ class Lut:
     lo_slope_shift: int = 0
 
 
+PASS = Stage()
+PASS_EW = Elementwise()
+NO_LUT = Lut()
+
+
 @dataclass(frozen=True)
 class Dpu:
     """DPU: post-processing and write-out. Addresses and strides in bytes, ``notch`` in atoms."""
@@ -159,10 +164,10 @@ class Dpu:
     flying: int = 0
     zero_point_bypass: int = 1
     zero_point: int = 0
-    bs: Stage = Stage()
-    bn: Stage = Stage()
-    ew: Elementwise = Elementwise()
-    lut: Lut = Lut()
+    bs: Stage = PASS
+    bn: Stage = PASS
+    ew: Elementwise = PASS_EW
+    lut: Lut = NO_LUT
     cvt_offset: int = 0
     cvt_scale: int = 1
     cvt_narrow: int = 0

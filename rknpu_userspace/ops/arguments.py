@@ -3,28 +3,34 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rknpu_userspace.formats import COMBINATIONS, INPUTS, OUTPUTS
-from rknpu_userspace.quant import Requant, check_zero_point, derive
+from rknpu_userspace.layout import to_bfloat16
+from rknpu_userspace.quant import ChannelRequant, Requant, check_zero_point, derive, derive_channels
 
 Array = npt.NDArray[Any]
 
 
-def operand(name: str, value: Any, dimensions: tuple[int, ...]) -> Array:
-    """An int8 or float16 array with one of the given numbers of dimensions and no empty one."""
+_STORED = {"int8": "int8", "float16": "float16"}
+"""Formats that a dtype stands for by itself."""
+
+
+def operand(name: str, value: Any, dimensions: tuple[int, ...], form: str | None = None) -> Array:
+    """An array in the storage dtype of ``form`` (default: what its dtype stands for), with none of its sizes zero.
+
+    float32 becomes bfloat16 (rounded to nearest even) where that is asked for; tfloat32 takes float32 as it is, the
+    NPU drops the low 13 bits.
+    """
     array = np.asarray(value)
-    if array.dtype.name not in COMBINATIONS or array.dtype.name == "int16":
-        hint = ""
-        if array.dtype.kind == "f":
-            hint = "; convert it with .astype(numpy.float16)"
-        elif array.dtype == np.uint8:
-            hint = "; store it as (u ^ 0x80).view(numpy.int8) and lower its zero point by 128"
-        raise TypeError(f"{name} has dtype {array.dtype}, the NPU takes int8 or float16 here{hint}")
+    if form is None:
+        if array.dtype.name not in _STORED:
+            raise TypeError(f"{name} has dtype {array.dtype}, the NPU takes int8 or float16 here{_hint(array.dtype)}")
+    else:
+        array = _converted(name, array, form)
     if array.ndim not in dimensions:
         expected = " or ".join(str(number) for number in dimensions)
         raise ValueError(f"{name} has {array.ndim} dimensions, expected {expected}")
@@ -33,25 +39,51 @@ def operand(name: str, value: Any, dimensions: tuple[int, ...]) -> Array:
     return array
 
 
-def same_format(left: str, right: str, a: Array, b: Array) -> str:
-    """The common format name of two operands; TypeError when they differ."""
+def _hint(dtype: np.dtype[Any]) -> str:
+    if dtype.kind == "f":
+        return "; convert it with .astype(numpy.float16), or name format='bfloat16' or 'tfloat32'"
+    if dtype == np.uint8:
+        return "; store it as (u ^ 0x80).view(numpy.int8) and lower its zero point by 128"
+    return ""
+
+
+def _converted(name: str, array: Array, form: str) -> Array:
+    if form not in INPUTS:
+        raise ValueError(f"format {form!r} is not one of {', '.join(INPUTS)}")
+    if form == "bfloat16" and array.dtype == np.float32:
+        return to_bfloat16(array)
+    expected = np.dtype(INPUTS[form].dtype)
+    if array.dtype != expected:
+        also = " (bit patterns) or float32" if form == "bfloat16" else ""
+        raise TypeError(f"{name} has dtype {array.dtype}, format {form} takes {expected}{also}")
+    if form == "int4" and array.size and (array.min() < -8 or array.max() > 7):
+        raise ValueError(f"{name} has values outside -8..7, the range of int4")
+    return array
+
+
+def format_of(array: Array, form: str | None) -> str:
+    """The format of an operand that ``operand`` has accepted."""
+    return form or str(array.dtype.name)
+
+
+def same_format(left: str, right: str, a: Array, b: Array) -> None:
+    """TypeError when two operands differ in dtype."""
     if a.dtype != b.dtype:
         raise TypeError(f"{left} is {a.dtype} and {right} is {b.dtype}: the NPU multiplies operands of one format only")
-    return str(a.dtype.name)
 
 
 def out_format(form: str, out_dtype: npt.DTypeLike | None, requant: bool) -> str:
     """The output format's name; the default is int8 with a scale, else the widest."""
     if out_dtype is None:
         return "int8" if requant and form == "int8" else COMBINATIONS[form][0]
-    name = np.dtype(out_dtype).name
+    name = "bfloat16" if isinstance(out_dtype, str) and out_dtype == "bfloat16" else np.dtype(out_dtype).name
     if name not in COMBINATIONS[form]:
         raise TypeError(f"{form} operands can give {', '.join(COMBINATIONS[form])}, not {name}")
     return name
 
 
-def requantisation(form: str, out: str, scale: Any, zero_point: int) -> Requant | None:
-    """The requantisation of an int8 output, from its real multiplier."""
+def requantisation(out: str, scale: Any, zero_point: int, channels: int) -> Requant | ChannelRequant | None:
+    """The requantisation of an int8 output, from its real multiplier, or one for every channel."""
     if out != "int8":
         if scale is not None:
             raise ValueError(f"scale is for int8 output, the output is {out}")
@@ -60,11 +92,14 @@ def requantisation(form: str, out: str, scale: Any, zero_point: int) -> Requant 
         return None
     if scale is None:
         raise ValueError("int8 output needs scale = input scale x weight scale / output scale")
-    if isinstance(scale, (str, bytes)) or np.ndim(scale) != 0:
-        raise TypeError("scale must be one number (per tensor)")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite and positive, not {scale}")
-    return derive(float(scale), zero_point)
+    values = np.asarray(scale)
+    if values.dtype.kind not in "fiu":
+        raise TypeError(f"scale must be a number or a vector of them, not {type(scale).__name__}")
+    if values.ndim == 0:
+        return derive(float(values), zero_point)
+    if values.shape != (channels,):
+        raise ValueError(f"scale has shape {values.shape}, expected one number or ({channels},)")
+    return derive_channels(values, zero_point)
 
 
 def bias_vector(form: str, bias: Any, channels: int) -> Array | None:

@@ -1,9 +1,15 @@
 # SPDX-License-Identifier: MIT
-"""Two-dimensional convolution over [N, H, W, C] images with weights [OC, KH, KW, C]."""
+"""Two-dimensional convolution over [N, H, W, C] images with weights [OC, KH, KW, C / groups].
+
+Three ways on the hardware: a direct convolution; a depthwise one (one kernel per channel, a mode of its own); and
+groups. Groups run as direct convolutions of their own, several at a time with zeros between them as long as they fit
+one tile of the MAC array, where the zeros cost nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,22 +20,23 @@ from rknpu_userspace.formats import INPUTS
 from rknpu_userspace.plan import Problem, split
 from rknpu_userspace.plan.tasks import Post
 from rknpu_userspace.plan.tiling import Part
-from rknpu_userspace.program import Program, Share
+from rknpu_userspace.program import Program, Share, Spec
 
 from . import arguments
-from .convolution import Weights, build
+from .convolution import ConvPart, Weights, build
 from .reference import pads, pair
 
 Array = npt.NDArray[Any]
+_FORMATS = ("int8", "float16", "bfloat16")
 
 
 class Conv2d:
     """What to compile: constant weights and the shape of the images, with everything around the convolution.
 
-    ``weights`` [OC, KH, KW, C] int8 or float16; ``in_shape`` (N, H, W, C). ``padding`` is a number, (vertical,
-    horizontal) or (top, left, bottom, right); it stands for real zeros, that is, the input's zero point. Kernels up to
-    31, strides up to 7, dilation up to 32, padding up to 15 and less than the window. ``bias`` [OC], ``relu`` and the
-    outputs are those of a matmul.
+    ``weights`` [OC, KH, KW, C / groups] int8, float16, or bfloat16 by ``format``; ``in_shape`` (N, H, W, C).
+    ``padding`` is a number, (vertical, horizontal) or (top, left, bottom, right); it stands for real zeros, that is,
+    the input's zero point. Kernels up to 31, strides up to 7, dilation up to 32, padding up to 15 and less than the
+    window. ``bias`` [OC], ``relu``, ``scale`` (a number, or one per output channel) and outputs as for a matmul.
     """
 
     def __init__(
@@ -41,46 +48,73 @@ class Conv2d:
         stride: int | Sequence[int] = 1,
         padding: int | Sequence[int] = 0,
         dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+        format: str | None = None,
         relu: bool = False,
         out_dtype: npt.DTypeLike | None = None,
-        scale: float | None = None,
+        scale: float | Array | None = None,
         out_zero_point: int = 0,
         x_zero_point: int = 0,
         w_zero_point: int = 0,
     ) -> None:
-        self.weights = arguments.operand("weights", weights, (4,))
-        self.form = str(self.weights.dtype.name)
-        self.in_shape = tuple(int(size) for size in in_shape)
-        if len(self.in_shape) != 4:
-            raise ValueError(f"the input shape must be (N, H, W, C), not {tuple(in_shape)}")
-        if min(self.in_shape) < 1:
-            raise ValueError(f"the input is empty (shape {self.in_shape}): the NPU has no empty tensors")
-        if self.weights.shape[3] != self.in_shape[3]:
-            raise ValueError(
-                f"the weights are for {self.weights.shape[3]} input channels, the input has {self.in_shape[3]}"
-            )
+        self.weights = arguments.operand("weights", weights, (4,), format)
+        self.form = arguments.format_of(self.weights, format)
+        if self.form not in _FORMATS:
+            raise ValueError(f"convolutions take {', '.join(_FORMATS)}, not {self.form}")
+        self.groups = groups
+        self.in_shape = self._checked_shape(in_shape)
+        outputs = self.weights.shape[0]
         self.out = arguments.out_format(self.form, out_dtype, scale is not None)
-        self.bias = arguments.bias_vector(self.form, bias, self.weights.shape[0])
+        self.bias = arguments.bias_vector(self.form, bias, outputs)
         self.x_zero_point = arguments.zero_point(self.form, "x_zero_point", x_zero_point)
         self.post = Post(
             relu=relu,
-            requant=arguments.requantisation(self.form, self.out, scale, out_zero_point),
+            requant=arguments.requantisation(self.out, scale, out_zero_point, outputs),
             zero_point=arguments.zero_point(self.form, "w_zero_point", w_zero_point),
         )
         self.stride, self.dilation = pair("stride", stride), pair("dilation", dilation)
         self.padding = pads(padding)
         self.problem().check()
 
+    def _checked_shape(self, in_shape: Sequence[int]) -> tuple[int, ...]:
+        shape = tuple(int(size) for size in in_shape)
+        if len(shape) != 4:
+            raise ValueError(f"the input shape must be (N, H, W, C), not {tuple(in_shape)}")
+        if min(shape) < 1:
+            raise ValueError(f"the input is empty (shape {shape}): the NPU has no empty tensors")
+        groups, outputs, per_group = self.groups, self.weights.shape[0], self.weights.shape[3]
+        if isinstance(groups, bool) or not isinstance(groups, (int, np.integer)) or groups < 1:
+            raise ValueError(f"groups must be a positive integer, not {groups!r}")
+        if outputs % groups or shape[3] % groups:
+            raise ValueError(f"{groups} groups do not divide {shape[3]} input and {outputs} output channels")
+        if per_group * groups != shape[3]:
+            raise ValueError(
+                f"the weights are for {per_group * groups} input channels, the input has {shape[3]}"
+                + (f" ({groups} groups of {per_group})" if groups > 1 else "")
+            )
+        return shape
+
+    @property
+    def depthwise(self) -> bool:
+        """Whether the depthwise mode does it: a kernel per channel, and an output that fits its writer.
+
+        A group of 64 int8 channels leaves as up to 8 atoms a pixel (3-bit SIZE_E), which int32 and float32 exceed.
+        """
+        form = INPUTS[self.form]
+        one_each = self.groups == self.in_shape[3] == self.weights.shape[0] and self.groups > 1
+        size = arguments.dtype_of(self.out).itemsize
+        return one_each and form.depthwise_group * size <= 8 * 16
+
     def problem(self) -> Problem:
-        """The convolution of one image."""
-        out_channels, kernel_height, kernel_width, channels = self.weights.shape
+        """The convolution of one image; with groups (but not depthwise) that of all channels, for its sizes."""
+        out_channels, kernel_height, kernel_width, _ = self.weights.shape
         top, left, bottom, right = self.padding
         return Problem(
             self.form,
             self.out,
             self.in_shape[1],
             self.in_shape[2],
-            channels,
+            self.in_shape[3],
             out_channels,
             kernel_height,
             kernel_width,
@@ -90,6 +124,7 @@ class Conv2d:
             left,
             bottom,
             right,
+            depthwise=self.depthwise,
         )
 
     @property
@@ -98,26 +133,104 @@ class Conv2d:
         problem = self.problem()
         return self.in_shape[0], problem.out_height, problem.out_width, problem.out_channels
 
+    @property
+    def label(self) -> str:
+        """What it is, for errors."""
+        _, kernel_height, kernel_width, _ = self.weights.shape
+        kind = "depthwise conv" if self.depthwise else "conv"
+        shape = "x".join(str(size) for size in self.in_shape)
+        return (
+            f"{kind} {kernel_height}x{kernel_width} stride {self.stride[0]}x{self.stride[1]} {self.form} {shape} "
+            f"to {self.weights.shape[0]} channels of {self.out}"
+        )
+
     def compile(self, contexts: Sequence[Context]) -> Program:
         """Pack the weights and make the program."""
-        problem = self.problem()
-        parts = split(problem, self.in_shape[0], len(contexts))
-        weights = Weights(self.weights, self.bias, self.post, self.x_zero_point)
-        shape = "x".join(str(size) for size in self.in_shape)
-        label = (
-            f"conv {problem.kernel_height}x{problem.kernel_width} stride {problem.stride_y}x{problem.stride_x} "
-            f"{self.form} {shape} to {problem.out_channels} channels of {self.out}"
-        )
-        units = build(contexts, parts, weights, label)
-        shares = [Share(unit, _source(unit.part, problem), _target(unit.part)) for unit in units]
-        dtype = np.dtype(INPUTS[self.form].dtype)
-        return Program(shares, self.in_shape, dtype, self.out_shape, arguments.dtype_of(self.out))
+        if self.groups > 1 and not self.depthwise:
+            shares = self._compile_groups(contexts)
+        else:
+            problem = self.problem()
+            kernels = self.weights[..., 0].transpose(1, 2, 0) if self.depthwise else self.weights
+            weights = Weights(kernels, self.bias, self.post, self.x_zero_point)
+            units = build(contexts, split(problem, self.in_shape[0], len(contexts)), weights, self.label)
+            shares = [Share(unit, _source(unit.part, problem), _target(unit.part)) for unit in units]
+        source = Spec(self.in_shape, np.dtype(INPUTS[self.form].dtype))
+        return Program(shares, [source], Spec(self.out_shape, arguments.dtype_of(self.out)))
+
+    def _compile_groups(self, contexts: Sequence[Context]) -> list[Share]:
+        """Bundles of groups, dealt out to the cores."""
+        shares: list[Share] = []
+        try:
+            for index, bundle in enumerate(_bundles(self)):
+                problem = replace(self.problem(), channels=bundle.inputs, out_channels=bundle.outputs)
+                part = split(problem, self.in_shape[0], 1)[0]
+                everything = Weights(bundle.kernels(self), self.bias, self.post, self.x_zero_point)
+                weights = replace(
+                    everything.part(bundle.n0, bundle.n0 + bundle.outputs, True), kernels=everything.kernels
+                )
+                unit = ConvPart(contexts[index % len(contexts)], part, weights, f"{self.label}, {bundle.label}")
+                shares.append(Share(unit, bundle.source(part, problem), bundle.target))
+        except BaseException:
+            for share in shares:
+                share.unit.close()
+            raise
+        return shares
 
 
-def _source(part: Part, problem: Problem) -> Any:
+@dataclass(frozen=True)
+class _Bundle:
+    """Groups [first, last) as one direct convolution with zeros off the diagonal."""
+
+    first: int
+    last: int
+    inputs: int
+    outputs: int
+    c0: int
+    n0: int
+
+    @property
+    def label(self) -> str:
+        return f"groups {self.first + 1}-{self.last}"
+
+    def kernels(self, operation: Conv2d) -> Array:
+        """[kernel][kh][kw][channel]; what is off the diagonal holds the weights' zero point, a real zero."""
+        _, height, width, per_group = operation.weights.shape
+        count = self.last - self.first
+        step = self.outputs // count
+        shape = (self.outputs, height, width, self.inputs)
+        wide = np.full(shape, operation.post.zero_point, operation.weights.dtype)
+        for group in range(count):
+            rows, columns = slice(group * step, (group + 1) * step), slice(group * per_group, (group + 1) * per_group)
+            wide[rows, :, :, columns] = operation.weights[self.n0 + rows.start : self.n0 + rows.stop]
+        return wide
+
+    def source(self, part: Part, problem: Problem) -> Callable[[Array], tuple[Array, ...]]:
+        lines = _source(part, problem)
+        return lambda x: lines(x[..., self.c0 : self.c0 + self.inputs])
+
+    def target(self, y: Array) -> Array:
+        return y[..., self.n0 : self.n0 + self.outputs]
+
+
+def _bundles(operation: Conv2d) -> list[_Bundle]:
+    """As many groups together as one tile of the array holds."""
+    form = INPUTS[operation.form]
+    groups = operation.groups
+    inputs, outputs = operation.in_shape[3] // groups, operation.weights.shape[0] // groups
+    size = max(1, min(form.channel_group // inputs, form.kernel_group // outputs))
+    bundles = []
+    for first in range(0, groups, size):
+        last = min(first + size, groups)
+        count = last - first
+        bundles.append(_Bundle(first, last, count * inputs, count * outputs, first * inputs, first * outputs))
+    return bundles
+
+
+def _source(part: Part, problem: Problem) -> Callable[[Array], tuple[Array, ...]]:
     top, bottom = problem.input_lines(part.y0, part.y1)
-    return lambda x: x[part.i0 : part.i1, top:bottom]
+    channels = slice(part.n0, part.n1) if problem.depthwise else slice(None)
+    return lambda x: (x[part.i0 : part.i1, top:bottom, :, channels],)
 
 
-def _target(part: Part) -> Any:
+def _target(part: Part) -> Callable[[Array], Array]:
     return lambda y: y[part.i0 : part.i1, part.y0 : part.y1, :, part.n0 : part.n1]

@@ -8,7 +8,7 @@ is written once; a run packs the features, runs the jobs and reads the output.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from rknpu_userspace.formats import OUTPUTS
 from rknpu_userspace.plan.geometry import Chunk, Plan, axes
 from rknpu_userspace.plan.tasks import Places, Post, job_sizes, last_atom, row_bytes_in, tasks
 from rknpu_userspace.plan.tiling import Part, chunk_channels
-from rknpu_userspace.quant import requantize
+from rknpu_userspace.quant import ChannelRequant, apply
 
 from .reference import saturate32
 
@@ -44,7 +44,11 @@ class Weights:
         """The constants of output channels [start, stop)."""
         kernels = self.kernels[..., start:stop] if depthwise else self.kernels[start:stop]
         bias = None if self.bias is None else self.bias[start:stop]
-        return Weights(kernels, bias, self.post, self.x_zero_point)
+        requant = self.post.requant
+        post = (
+            replace(self.post, requant=requant.part(start, stop)) if isinstance(requant, ChannelRequant) else self.post
+        )
+        return Weights(kernels, bias, post, self.x_zero_point)
 
 
 def _chunk_kernels(weights: Weights, chunk: Chunk, depthwise: bool) -> Array:
@@ -120,31 +124,44 @@ class ConvPart:
             else:
                 stored = chunk_channels(problem, chunk)
                 packed.append(layout.pack_weights(kernels, problem.input, zero_point, stored))
-        bias_bytes = layout.operand_bytes(problem.stored_outputs, 4) if self._npu_bias is not None else 0
+        operands = self._operands()
         offsets = np.cumsum([0] + [layout.align(len(data), regcmd.ALIGNMENT) for data in packed]).tolist()
-        commands = layout.align(offsets[-1] + bias_bytes, regcmd.ALIGNMENT)
+        commands = layout.align(offsets[-1] + len(operands), regcmd.ALIGNMENT)
         post = self._post()
         first = next(tasks(plan, post, Places(0, (0,) * len(packed), 0, 0)))
         stride = layout.align(regcmd.word_count(first) * 8, regcmd.ALIGNMENT)
         constants = self._alloc(commands + stride * len(plan.tiles))
         for data, offset in zip(packed, offsets, strict=False):
             constants.view[offset : offset + len(data)] = data
-        if self._npu_bias is not None:
-            at = offsets[-1]
-            constants.view[at : at + 4 * len(self._npu_bias)] = self._npu_bias.view(np.uint8)
+        constants.view[offsets[-1] : offsets[-1] + len(operands)] = operands
         bases = tuple(constants.iova + offset for offset in offsets[:-1])
         places = Places(self._features.iova, bases, constants.iova + offsets[-1], self._out.iova)
         jobs = self._write_commands(constants, commands, stride, post, places)
         self._context.flush(constants)
         return jobs
 
-    @property
-    def _npu_bias(self) -> Array | None:
-        return None if self.plan.partial else self._bias
+    def _operands(self) -> npt.NDArray[np.uint8]:
+        """The stream of per-channel operands: biases, or per 8 channels biases, zero points and multipliers."""
+        requant = self._weights.post.requant
+        if self.plan.partial or (self._bias is None and not isinstance(requant, ChannelRequant)):
+            return np.empty(0, np.uint8)
+        channels = layout.align(self.plan.problem.stored_outputs, 8)
+        bias = np.zeros(channels, np.int32 if self._bias is None else self._bias.dtype)
+        if self._bias is not None:
+            bias[: len(self._bias)] = self._bias
+        if not isinstance(requant, ChannelRequant):
+            return bias.view(np.uint8)
+        stream = np.zeros((channels // 8, 64), np.uint8)
+        stream[:, :32] = bias.view(np.uint8).reshape(-1, 32)
+        factors = np.zeros(channels, np.int16)
+        factors[: len(requant.multipliers)] = requant.multipliers
+        stream[:, 48:] = factors.view(np.uint8).reshape(-1, 16)
+        return stream.reshape(-1)
 
     def _post(self) -> Post:
         post = self._weights.post
-        return Post(self._npu_bias is not None, post.relu, post.requant, post.zero_point, self._weights.x_zero_point)
+        bias = self._bias is not None or post.per_channel
+        return replace(post, bias=bias and not self.plan.partial, pad_value=self._weights.x_zero_point)
 
     def _write_commands(self, constants: Buffer, start: int, stride: int, post: Post, places: Places) -> list[Job]:
         plan = self.plan
@@ -165,13 +182,16 @@ class ConvPart:
             first = last
         return jobs
 
-    def pack(self, images: Array) -> None:
+    def pack(self, *operands: Array) -> None:
         """Write the features: [image][y][x][channel], the slice that this part needs."""
+        (images,) = operands
         problem = self.plan.problem
         size = problem.in_bytes
         for index, image in enumerate(images):
             target = self._features.view[index * size : (index + 1) * size]
             pixels = image.reshape(problem.height * problem.width, problem.channels)
+            if problem.input.bits == 4:
+                pixels = layout.pack_nibbles(np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2))))
             if problem.rows_in:
                 layout.pack_rows(target, pixels, row_bytes_in(problem))
             else:
@@ -208,12 +228,19 @@ class ConvPart:
         """Add up the partial sums of an image and do what the DPU would have done with the total."""
         plan, problem, weights = self.plan, self.plan.problem, self._weights
         count = len(plan.chunks)
-        form = OUTPUTS[plan.out]
         size = plan.image_bytes
-        partial = self._out.view[index * count * size : (index + 1) * count * size].view(form.dtype).reshape(count, -1)
-        total = _total(partial)
-        flat = np.empty((problem.out_height * problem.out_width, problem.out_channels), form.dtype)
-        self._read(total.view(np.uint8), flat)
+        partial = self._out.view[index * count * size : (index + 1) * count * size].reshape(count, size)
+        dtype = np.dtype(OUTPUTS[plan.out].dtype)
+        shape = (problem.out_height * problem.out_width, problem.out_channels)
+        if dtype == np.int16:  # as long as the formats differ in channels per atom, read before adding up
+            flat = np.zeros(shape, np.int32)
+            for source in partial:
+                part = np.empty(shape, dtype)
+                self._read(source, part)
+                flat += part
+        else:
+            flat = np.empty(shape, dtype)
+            self._read(_total(partial.view(dtype)).view(np.uint8), flat)
         values = flat.reshape(problem.out_height, problem.out_width, problem.out_channels)
         self._add_padding(values)
         if self._bias is not None:
@@ -221,7 +248,9 @@ class ConvPart:
         if weights.post.relu:
             np.maximum(values, 0, out=values)
         if weights.post.requant is not None:
-            return requantize(values, weights.post.requant)
+            return apply(values, weights.post.requant)
+        if problem.out == "bfloat16":
+            return layout.to_bfloat16(values)
         with np.errstate(over="ignore"):
             return values.astype(OUTPUTS[problem.out].dtype, copy=False)
 
@@ -260,7 +289,7 @@ def _add_bias(values: Array, bias: Array) -> Array:
 
 
 def _total(partial: Array) -> Array:
-    """Sum over the first axis in the partial sums' own dtype, integers clamped to int32 as one accumulator would."""
+    """Sum over the first axis in float32 or int32; integers are clamped as one accumulator would."""
     if partial.dtype.kind == "i" and _largest(partial) * len(partial) >= 1 << 31:
         return saturate32(partial.sum(axis=0, dtype=np.int64))
     total: Array = np.add.reduce(partial, axis=0, dtype=partial.dtype)

@@ -19,7 +19,7 @@ from rknpu_userspace.layout import align
 from rknpu_userspace.plan import Problem, limits, split
 from rknpu_userspace.plan.tasks import Post
 from rknpu_userspace.plan.tiling import Part
-from rknpu_userspace.program import Program, Share
+from rknpu_userspace.program import Program, Share, Spec
 
 from . import arguments
 from .convolution import Weights, build
@@ -30,9 +30,12 @@ Array = npt.NDArray[Any]
 class Matmul:
     """What to compile: the constant right operand and everything around the product.
 
-    ``b`` [K, N] (or [N, K] with ``transpose_b``) int8 or float16; ``rows`` is M. ``bias`` [N] is added to the sums:
-    int32 in accumulator units, or float. ``relu`` is applied after it. Output: int32, int8 (needs ``scale``, the real
-    multiplier, and takes ``out_zero_point``) or float32 for int8 operands; float32 or float16 for float16.
+    ``b`` [K, N] (or [N, K] with ``transpose_b``); ``rows`` is M. ``format`` is "int8" or "float16", which the dtype
+    says by itself; "bfloat16" (uint16 bit patterns, or float32 that is rounded), "tfloat32" (float32; the NPU drops the
+    low 13 bits of the mantissa) or "int4" (int8 in -8..7). ``bias`` [N] is added to the sums: int32 in accumulator
+    units, or float. ``relu`` is applied after it. Output: int32, int8 (needs ``scale``, the real multiplier or one per
+    column, and takes ``out_zero_point``) or float32 for int8 operands; float32 or float16 for float16; float32 or
+    bfloat16 (bit patterns) for bfloat16; float32 for tfloat32; int32 for int4.
     """
 
     def __init__(
@@ -40,19 +43,20 @@ class Matmul:
         b: Array,
         rows: int,
         *,
+        format: str | None = None,
         transpose_b: bool = False,
         bias: Array | None = None,
         relu: bool = False,
         out_dtype: npt.DTypeLike | None = None,
-        scale: float | None = None,
+        scale: float | Array | None = None,
         out_zero_point: int = 0,
         a_zero_point: int = 0,
         b_zero_point: int = 0,
         native: bool = False,
     ) -> None:
-        right = arguments.operand("b", b, (2,))
+        right = arguments.operand("b", b, (2,), format)
         self.kernels = right if transpose_b else right.T
-        self.form = str(right.dtype.name)
+        self.form = arguments.format_of(right, format)
         self.rows = rows
         if isinstance(rows, bool) or not isinstance(rows, (int, np.integer)) or rows < 1:
             raise ValueError(f"rows must be a positive integer, not {rows!r}")
@@ -62,7 +66,7 @@ class Matmul:
         self.a_zero_point = arguments.zero_point(self.form, "a_zero_point", a_zero_point)
         self.post = Post(
             relu=relu,
-            requant=arguments.requantisation(self.form, self.out, scale, out_zero_point),
+            requant=arguments.requantisation(self.out, scale, out_zero_point, self.outputs),
             zero_point=arguments.zero_point(self.form, "b_zero_point", b_zero_point),
         )
         self.native = native
@@ -91,12 +95,12 @@ class Matmul:
         label = f"matmul {self.form} {self.rows}x{self.inner} by {self.inner}x{self.outputs} to {self.out}"
         units = build(contexts, parts, weights, label)
         shares = [Share(unit, _source(unit.part), _target(unit.part)) for unit in units]
-        dtype = INPUTS[self.form].dtype
-        return Program(shares, (self.rows, self.inner), dtype, (self.rows, self.outputs), arguments.dtype_of(self.out))
+        source = Spec((self.rows, self.inner), np.dtype(INPUTS[self.form].dtype))
+        return Program(shares, [source], Spec((self.rows, self.outputs), arguments.dtype_of(self.out)))
 
 
 def _source(part: Part) -> Any:
-    return lambda a: a[None, part.y0 : part.y1, None, :]
+    return lambda a: (a[None, part.y0 : part.y1, None, :],)
 
 
 def _target(part: Part) -> Any:

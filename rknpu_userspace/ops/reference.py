@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rknpu_userspace.quant import Requant, requantize
+from rknpu_userspace.quant import ChannelRequant, Requant, apply
 
 Array = npt.NDArray[Any]
 Pair = tuple[int, int]
@@ -23,7 +23,9 @@ Pads = tuple[int, int, int, int]
 """Top, left, bottom, right."""
 
 
-def finish(sums: Array, bias: Array | None, relu: bool, requant: Requant | None, out_dtype: str) -> Array:
+def finish(
+    sums: Array, bias: Array | None, relu: bool, requant: Requant | ChannelRequant | None, out_dtype: str
+) -> Array:
     """Bias, ReLU, requantisation and the output format, from float64 sums over the last axis of channels.
 
     ``out_dtype`` is a numpy dtype name.
@@ -40,7 +42,7 @@ def finish(sums: Array, bias: Array | None, relu: bool, requant: Requant | None,
     if relu:
         whole = np.maximum(whole, 0)
     if requant is not None:
-        return requantize(whole, requant)
+        return apply(whole, requant)
     return whole.astype(kind)
 
 
@@ -57,7 +59,7 @@ def matmul(
     a_zero_point: int = 0,
     b_zero_point: int = 0,
     relu: bool = False,
-    requant: Requant | None = None,
+    requant: Requant | ChannelRequant | None = None,
     out_dtype: str = "int32",
 ) -> Array:
     """``a`` [..., M, K] times ``b`` [..., K, N] with everything that the operation can do behind it."""
@@ -78,7 +80,7 @@ def conv2d(
     x_zero_point: int = 0,
     w_zero_point: int = 0,
     relu: bool = False,
-    requant: Requant | None = None,
+    requant: Requant | ChannelRequant | None = None,
     out_dtype: str = "int32",
 ) -> Array:
     """``x`` [N, H, W, C], ``weights`` [OC, KH, KW, C / groups] to [N, OH, OW, OC]; padding stands for real zeros."""

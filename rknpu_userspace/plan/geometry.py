@@ -249,8 +249,8 @@ class Plan:
 
     @property
     def partial(self) -> bool:
-        """Whether the host has to add up partial sums."""
-        return len(self.chunks) > 1
+        """Whether the host has to add up partial sums, or to widen the only one."""
+        return len(self.chunks) > 1 or self.out != self.problem.out
 
     @property
     def dma_bytes(self) -> int:

@@ -28,15 +28,8 @@ make a later int8 task time out (HM docs/ATTENTION.md)."""
 MAX_DATA_BANKS_MATMUL = 8
 """Feature banks of a one pixel wide tile (HM: 16 go wrong, RU: one bank of slack is needed)."""
 MAX_NOTCH = 8191
-MAX_CHANNELS_PER_TASK = {
-    "int4": 2048,
-    "int8": 8192,
-    "int16": 8192,
-    "float16": 8192,
-    "bfloat16": 8192,
-    "tfloat32": 4096,
-}
-"""Input channels (K of a matmul) that clients have run in one task."""
+MAX_CHANNELS_PER_TASK = {"int4": 480, "int8": 8192, "float16": 8192, "bfloat16": 8192, "tfloat32": 4096}
+"""Input channels (K of a matmul) that clients have run in one task; int4 less, so that no int16 sum can saturate."""
 MAX_JOB_SECONDS = 0.1
 """Estimated length of a job; the driver ends one after 0.5 s (linux drivers/accel/rocket/rocket_job.c)."""
 CLOCK_HZ = 200_000_000

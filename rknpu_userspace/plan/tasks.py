@@ -11,14 +11,15 @@ from dataclasses import dataclass
 
 from rknpu_userspace.formats import ATOM, OUTPUTS
 from rknpu_userspace.layout import align, ceil_div, weight_kernels
-from rknpu_userspace.quant import Requant
+from rknpu_userspace.quant import CHANNEL_SHIFT, ChannelRequant, Requant
 from rknpu_userspace.task import ALU_ADD, DEPTHWISE, DIRECT, Conv, Dpu, Rdma, Stage, TaskConfig
 
 from . import limits
 from .geometry import Axis, Chunk, Plan, Problem, Tile, axes
 from .tiling import chunk_channels
 
-_BRDMA_ALU = 1
+_BRDMA_ALU, _BRDMA_ALL = 1, 7
+"""int32 per channel; or per 8 channels 8 int32 (ALU), 8 int16 (zero points), 8 int16 (multipliers)."""
 _FLOAT16 = 2
 _NARROW = ("float16", "bfloat16")
 
@@ -32,9 +33,19 @@ class Post:
 
     bias: bool = False
     relu: bool = False
-    requant: Requant | None = None
+    requant: Requant | ChannelRequant | None = None
     zero_point: int = 0
     pad_value: int = 0
+
+    @property
+    def per_channel(self) -> bool:
+        """Whether every output channel has a multiplier of its own."""
+        return isinstance(self.requant, ChannelRequant)
+
+    @property
+    def common(self) -> Requant | None:
+        """What the output converter does."""
+        return self.requant.common if isinstance(self.requant, ChannelRequant) else self.requant
 
 
 @dataclass(frozen=True)
@@ -155,13 +166,18 @@ def _uses_zero_point(plan: Plan, post: Post) -> bool:
 
 def _stage(plan: Plan, post: Post) -> Stage:
     """BS: bias from memory and ReLU, where the DPU does them."""
-    if plan.partial or not (post.bias or post.relu):
+    if plan.partial or not (post.bias or post.relu or post.per_channel):
         return Stage()
+    shift = CHANNEL_SHIFT if post.per_channel else 0
     return Stage(
         bypass=0,
         alu_bypass=int(not post.bias),
         alu_from_memory=int(post.bias),
         alu_algorithm=ALU_ADD if post.bias else 0,
+        mul_bypass=int(not post.per_channel),
+        mul_from_memory=int(post.per_channel),
+        mul_shift=shift,
+        mul_shift_negative=shift,
         relu_bypass=int(not post.relu),
     )
 
@@ -193,7 +209,7 @@ def _dpu(plan: Plan, tile: Tile, post: Post, places: Places) -> Dpu:
     problem = plan.problem
     out = OUTPUTS[plan.out]
     offset, surface, notch = out_place(plan, tile)
-    requant = None if plan.partial else post.requant
+    requant = None if plan.partial else post.common
     return Dpu(
         in_precision=problem.input.dpu,
         precision=problem.input.dpu,
@@ -218,10 +234,10 @@ def _dpu(plan: Plan, tile: Tile, post: Post, places: Places) -> Dpu:
 
 
 def _rdma(plan: Plan, tile: Tile, post: Post, places: Places) -> Rdma:
-    bias = post.bias and not plan.partial
+    use = 0 if plan.partial or not post.bias else _BRDMA_ALL if post.per_channel else _BRDMA_ALU
     return Rdma(
-        bs_use=_BRDMA_ALU if bias else 0,
-        bs_address=places.bias + 4 * tile.n0 if bias else 0,
+        bs_use=use,
+        bs_address=places.bias + tile.n0 * (8 if post.per_channel else 4) if use else 0,
         mode=DEPTHWISE if plan.problem.depthwise else DIRECT,
         widen_float16=int(plan.problem.form in _NARROW),
     )

@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from rknpu_userspace.formats import COMBINATIONS, OUTPUTS
+from rknpu_userspace.formats import OUTPUTS, PARTIAL
 from rknpu_userspace.layout import align, ceil_div
 
 from . import limits
@@ -122,7 +122,6 @@ def _cuts(problem: Problem, chunk: Chunk, images: int) -> Iterator[_Cut]:
     """Every way of tiling a chunk that fits the CBUF."""
     form = problem.input
     channels = chunk_channels(problem, chunk)
-    tap_bytes = form.nbytes(chunk.taps * form.atom_channels) // form.atom_channels if form.bits >= 8 else 0
     per_kernel = form.nbytes(chunk.taps * channels)
     if not problem.depthwise and per_kernel > limits.MAX_BYTES_PER_KERNEL:
         return
@@ -130,7 +129,11 @@ def _cuts(problem: Problem, chunk: Chunk, images: int) -> Iterator[_Cut]:
     one_pixel = problem.width == 1
     columns = horizontal.valid[1] - horizontal.valid[0]
     rows = vertical.valid[1] - vertical.valid[0]
-    options = _depthwise_options(problem, tap_bytes) if problem.depthwise else _kernel_options(problem, per_kernel)
+    options = (
+        _depthwise_options(problem, form.nbytes(chunk.taps))
+        if problem.depthwise
+        else _kernel_options(problem, per_kernel)
+    )
     for kernels, weight_banks, resident in options:
         fetched = align(kernels, form.atom_channels) if problem.depthwise else channels
         task_count = ceil_div(problem.out_channels, kernels)
@@ -183,8 +186,6 @@ def _channel_chunks(problem: Problem, count: int) -> tuple[Chunk, ...] | None:
 def _tap_chunks(problem: Problem) -> Iterator[tuple[Chunk, ...]]:
     """Cut the kernel into ever smaller pieces of lines, then of single lines' columns, by channel group."""
     unit = max(problem.input.channel_group, problem.input.atom_channels)
-    if problem.depthwise:
-        unit = problem.channels
     channels = list(_pieces(0, problem.channels, unit))
     for pieces in range(2, problem.kernel_height + 1):
         step = ceil_div(problem.kernel_height, pieces)
@@ -218,8 +219,12 @@ def _best(problem: Problem, chunks: tuple[Chunk, ...], images: int) -> list[_Cut
 
 def _out_bytes(problem: Problem, chunks: int, images: int) -> int:
     pixels = problem.out_height * problem.out_width * images
-    size = OUTPUTS[COMBINATIONS[problem.form][0]].nbytes if chunks > 1 else problem.output.nbytes
-    return pixels * problem.stored_outputs * size * chunks
+    return pixels * problem.stored_outputs * OUTPUTS[npu_format(problem, chunks)].nbytes * chunks
+
+
+def npu_format(problem: Problem, chunks: int) -> str:
+    """The format that the NPU writes when the sum is cut into ``chunks``."""
+    return PARTIAL[problem.form] if chunks > 1 or problem.form == "int4" else problem.out
 
 
 @lru_cache(maxsize=256)
@@ -254,7 +259,7 @@ def _whole(problem: Problem) -> tuple[Chunk, ...]:
 
 
 def _by_taps(problem: Problem, images: int) -> tuple[int, tuple[Chunk, ...], list[_Cut]]:
-    for chunks in _tap_chunks(problem):
+    for chunks in () if problem.depthwise else _tap_chunks(problem):
         cuts = _best(problem, chunks, images)
         if cuts is not None:
             return 0, chunks, cuts
@@ -276,13 +281,12 @@ def _plan(problem: Problem, images: int, chunks: tuple[Chunk, ...], cuts: list[_
                         reuse = cut.resident and not first
                         tiles.append(Tile(image, index, y0, y1, x0, x1, n0, n1, cut.data_banks, reuse))
                         first = False
-    partial = len(chunks) > 1
     return Plan(
         problem,
         images,
         chunks,
         tuple(tiles),
-        COMBINATIONS[problem.form][0] if partial else problem.out,
+        npu_format(problem, len(chunks)),
         sum(cut.dma_in for cut in cuts),
         sum(cut.dma_weights for cut in cuts),
         _out_bytes(problem, len(chunks), images),

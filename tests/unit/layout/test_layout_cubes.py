@@ -82,7 +82,7 @@ def tiles_by_hand(weights: np.ndarray, kernel_group: int, channel_group: int) ->
     return out
 
 
-@pytest.mark.parametrize("name", ["int8", "float16", "int16", "tfloat32"])
+@pytest.mark.parametrize("name", ["int8", "float16", "bfloat16", "tfloat32"])
 @settings(max_examples=50, deadline=None)
 @given(shape=st.tuples(st.integers(1, 70), st.integers(1, 3), st.integers(1, 3), st.integers(1, 70)))
 def test_weight_tiles(name: str, shape: tuple[int, int, int, int]) -> None:

@@ -149,7 +149,7 @@ def test_program_and_strided_input(npu: Device) -> None:
     x = wide[:, ::2, :, ::2]
     with npu.compile(Conv2d(weights, x.shape, padding=1)) as program:
         expected = reference.conv2d(x, weights, padding=(1, 1, 1, 1))
-        assert program.out_shape == expected.shape
+        assert program.output.shape == expected.shape
         assert np.array_equal(program(x), expected)
         assert np.array_equal(program(-x), reference.conv2d(-x, weights, padding=(1, 1, 1, 1)))
 

@@ -162,7 +162,7 @@ def test_program_runs_many_times(npu: Device) -> None:
     out = np.empty((20, 50), np.int32)
     for _ in range(3):
         a = int8(rng, 20, 100)
-        assert program(a, out) is out
+        assert program(a, out=out) is out
         assert np.array_equal(out, reference.matmul(a, b, relu=True))
     assert (program.last.jobs, program.last.tasks) == (2, 2)
     assert 0 < program.last.npu_seconds <= program.last.seconds
@@ -171,7 +171,7 @@ def test_program_runs_many_times(npu: Device) -> None:
     with pytest.raises(ValueError, match=r"takes shape \(20, 100\), not \(100, 20\)"):
         program(np.zeros((100, 20), np.int8))
     with pytest.raises(ValueError, match="contiguous int32 array"):
-        program(a, np.empty((20, 50), np.int64))
+        program(a, out=np.empty((20, 50), np.int64))
     program.close()
     program.close()
     with pytest.raises(DeviceError, match="closed"):
