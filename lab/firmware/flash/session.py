@@ -104,7 +104,7 @@ def prepare(
 def changes(store: Store, plan: FlashPlan, infos: dict[str, StorageInfo]) -> list[dict[str, object]]:
     """Region by region, how many bytes differ from the backup."""
     backup = store.load(plan.backup)
-    readers = {name: StorageReader(store, backup, name) for name in plan.storages()}
+    readers = {name: StorageReader.of(store, backup, name) for name in plan.storages()}
     rows: dict[str, dict[str, object]] = {}
     for item in plan.items:
         source = plans.source_of(plan, item.source, infos[item.storage].kind)
@@ -154,7 +154,7 @@ class Session:
 
         def source(item: Item, info: StorageInfo) -> Source:
             if item.storage not in readers:
-                readers[item.storage] = StorageReader(self.store, backup, item.storage)
+                readers[item.storage] = StorageReader.of(self.store, backup, item.storage)
             return BackupSource(backup.id, readers[item.storage])
 
         return source

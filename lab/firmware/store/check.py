@@ -7,7 +7,7 @@ import datetime
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lab.errors import ExitCode, KitError
 from lab.firmware.identity import Verdict, compare
@@ -15,7 +15,7 @@ from lab.firmware.medium import Medium, Transport, find, is_zero
 from lab.firmware.store import index
 from lab.firmware.store.index import Piece
 from lab.firmware.store.manifest import Manifest, RegionRecord
-from lab.firmware.store.reader import RegionReader
+from lab.firmware.store.reader import Extent, RegionReader
 from lab.firmware.store.store import Store
 from lab.output import Meter
 
@@ -29,17 +29,6 @@ DIGEST_PIECE = 32 << 20
 """Bytes per digest where the board computes them itself."""
 
 MAX_UNSTABLE = 64
-
-
-class _Region(Protocol):
-    @property
-    def storage(self) -> str: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def start(self) -> int: ...
-    @property
-    def length(self) -> int: ...
 
 
 def record() -> dict[str, Any]:
@@ -91,7 +80,7 @@ class _Expected:
 
 
 def second_read(
-    store: Store, path: Path, medium: Medium, region: _Region, meter: Meter, before: int, total: int
+    store: Store, path: Path, medium: Medium, region: Extent, meter: Meter, before: int, total: int
 ) -> tuple[int, ...]:
     """Read a region again after re-opening the medium; offsets (on the medium) where it differs from the store."""
     medium.reopen()
@@ -124,7 +113,7 @@ def second_read(
 
 
 def _digest_read(
-    store: Store, path: Path, medium: Medium, region: _Region, meter: Meter, before: int, total: int
+    store: Store, path: Path, medium: Medium, region: Extent, meter: Meter, before: int, total: int
 ) -> bool:
     """Compare digests that the board computes; True when any differs."""
     expected = _Expected(store, path)
@@ -149,7 +138,7 @@ def check_store(store: Store, backup: Manifest, meter: Meter, regions: list[Regi
     total = sum(region.length - region.zeros for region in chosen)
     done = 0
     for region in chosen:
-        reader = RegionReader(store, backup, region)
+        reader = RegionReader.of(store, backup, region)
         for position, piece in enumerate(reader.pieces()):
             if piece.name is not None:
                 reader.chunk(position)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,11 +29,15 @@ from lab.firmware.regions import Plan, Planned
 from lab.firmware.store import check, disk, index, manifest
 from lab.firmware.store.chunks import CHUNK
 from lab.firmware.store.manifest import Manifest, RegionRecord
+from lab.firmware.store.reader import RegionReader, StorageReader
 from lab.firmware.store.store import Store
 from lab.output import Meter
 
 BATCH = 48 << 20
 """Bytes read between two checkpoints; a cut loses at most this much work."""
+
+BATCH_SECONDS = 20.0
+"""The same for slow links, in time."""
 
 WORKERS = max(2, min(4, os.cpu_count() or 2))
 
@@ -73,7 +78,7 @@ class _RegionWriter:
         self._queue: deque[tuple[int, Future[tuple[str | None, Path | None]] | None]] = deque()
         self._lines: list[tuple[str | None, int]] = []
         self._pending: list[tuple[str, Path]] = []
-        self._bytes = 0
+        self._bytes, self._last = 0, time.monotonic()
 
     def _work(self, data: bytes) -> tuple[str | None, Path | None]:
         return (None, None) if is_zero(data) else self.store.chunks.prepare(data)
@@ -83,7 +88,7 @@ class _RegionWriter:
         self._bytes += len(data)
         while len(self._queue) > 3 * WORKERS:
             self._take()
-        if self._bytes >= BATCH:
+        if self._bytes >= BATCH or time.monotonic() - self._last > BATCH_SECONDS:
             self.checkpoint()
 
     def hole(self, length: int) -> None:
@@ -103,7 +108,7 @@ class _RegionWriter:
         self.added += self.store.chunks.commit(self._pending)
         if self._lines:
             disk.append(self.path, index.encode(self._lines))
-        self._pending, self._lines, self._bytes = [], [], 0
+        self._pending, self._lines, self._bytes, self._last = [], [], 0, time.monotonic()
 
     def drain(self) -> None:
         """Wait for the workers after an error, so that none of them still writes."""
@@ -157,16 +162,24 @@ def _copy(store: Store, work: Path, medium: Medium, region: Planned, meter: Mete
     return writer.added
 
 
-def _describe(medium: Medium, info: StorageInfo) -> tuple[dict[str, Any], list[Finding]]:
-    """The manifest's record of a medium and what is odd about its content."""
+def _describe(
+    store: Store, work: Path, regions: list[Planned], info: StorageInfo
+) -> tuple[dict[str, Any], list[Finding]]:
+    """The manifest's record of a medium and what is odd about its content, from what was just saved of it."""
+    saved = StorageReader(info.name, [RegionReader(store, work / index_name(region), region) for region in regions])
     limit = info.size if info.readable is None else min(info.size, info.readable)
 
     def read(offset: int, length: int) -> bytes:
-        return medium.read(offset, length) if offset + length <= limit else bytes(length)
+        try:
+            return saved.read(offset, length)
+        except KitError as error:
+            if error.code is not ExitCode.FAILED:
+                raise
+            return bytes(length)  # not part of this backup
 
     table, _ = gpt.read(read, info.size)
     firmware = info.kind == "spi-nor" or "." in info.name
-    findings = lint.check_medium(info.name, medium.read, limit, firmware=firmware)
+    findings = lint.check_medium(info.name, read, limit, firmware=firmware)
     partitions = [asdict(partition) for partition in table.partitions] if table else []
     return {
         "name": info.name,
@@ -176,7 +189,7 @@ def _describe(medium: Medium, info: StorageInfo) -> tuple[dict[str, Any], list[F
         "controller": info.controller,
         "detail": dict(info.detail),
         "gpt": {"guid": table.guid, "partitions": partitions} if table else None,
-        "idblock": lint.idblock(medium.read, 0x8000) if limit >= 0x8200 else "empty",
+        "idblock": lint.idblock(read, 0x8000) if limit >= 0x8200 else "empty",
     }, findings
 
 
@@ -234,7 +247,7 @@ def create(
                     for region in regions:
                         added += _copy(store, work, medium, region, meter, done, total)
                         done += region.length
-                    record, odd = _describe(medium, info)
+                    record, odd = _describe(store, work, regions, info)
                     media.append(record)
                     findings += odd
                     for region in regions if second_read else ():

@@ -7,6 +7,7 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 from lab.errors import ExitCode, KitError, from_os_error
 from lab.firmware.medium import is_zero
@@ -21,18 +22,24 @@ HOLE = 64 << 10
 ZEROS = memoryview(bytes(HOLE))
 
 
+class Extent(Protocol):
+    """A range of a medium, as plans and manifests describe it."""
+
+    @property
+    def storage(self) -> str: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def start(self) -> int: ...
+    @property
+    def length(self) -> int: ...
+
+
 class RegionReader:
     """One region. The table of pieces is kept compact: 48 bytes per stored chunk."""
 
-    def __init__(self, store: Store, backup: Manifest, region: RegionRecord) -> None:
-        path = store.directory(backup) / region.index
-        if not path.exists() or index.digest(path) != region.index_sha256:
-            raise KitError(
-                ExitCode.MISMATCH,
-                f"{backup.id}: the index of {region.label} is missing or damaged",
-                "use another backup",
-            )
-        self._store, self.region = store, region
+    def __init__(self, store: Store, path: Path, region: Extent) -> None:
+        self._store, self.region, self.label = store, region, f"{region.storage}/{region.name}"
         self._starts: list[int] = []
         self._names: list[bytes | None] = []
         end = 0
@@ -41,8 +48,17 @@ class RegionReader:
             self._names.append(bytes.fromhex(piece.name) if piece.name else None)
             end = piece.offset + piece.length
         if end != region.length:
-            raise KitError(ExitCode.MISMATCH, f"{backup.id}: {region.label} has {end} of {region.length} bytes")
+            raise KitError(ExitCode.MISMATCH, f"{path}: holds {end} of {region.length} bytes", "use another backup")
         self._last: tuple[int, bytes] = (-1, b"")
+
+    @staticmethod
+    def of(store: Store, backup: Manifest, region: RegionRecord) -> RegionReader:
+        """A region of a backup; KitError (mismatch) when its index is damaged."""
+        path = store.directory(backup) / region.index
+        if not path.exists() or index.digest(path) != region.index_sha256:
+            message = f"{backup.id}: the index of {region.label} is missing or damaged"
+            raise KitError(ExitCode.MISMATCH, message, "use another backup")
+        return RegionReader(store, path, region)
 
     def pieces(self) -> Iterator[Piece]:
         """The pieces in order."""
@@ -69,7 +85,7 @@ class RegionReader:
     def read(self, offset: int, length: int) -> bytes:
         """Bytes of the region, ``offset`` relative to its start."""
         if offset < 0 or offset + length > self.region.length:
-            raise KitError(ExitCode.USAGE, f"{self.region.label}: {offset}+{length} lies outside the region")
+            raise KitError(ExitCode.USAGE, f"{self.label}: {offset}+{length} lies outside the region")
         parts = []
         position = bisect_right(self._starts, offset) - 1
         while length > 0:
@@ -86,11 +102,15 @@ class RegionReader:
 class StorageReader:
     """A medium of a backup, by absolute byte offset."""
 
-    def __init__(self, store: Store, backup: Manifest, storage: str) -> None:
-        self.name = storage
-        self.size = int(backup.medium(storage)["size"])
-        records = sorted((r for r in backup.regions if r.storage == storage), key=lambda r: r.start)
-        self._readers = [RegionReader(store, backup, record) for record in records]
+    def __init__(self, name: str, readers: list[RegionReader]) -> None:
+        self.name = name
+        self._readers = sorted(readers, key=lambda reader: reader.region.start)
+
+    @staticmethod
+    def of(store: Store, backup: Manifest, storage: str) -> StorageReader:
+        """A medium of a backup."""
+        readers = [RegionReader.of(store, backup, region) for region in backup.regions if region.storage == storage]
+        return StorageReader(storage, readers)
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes; KitError when the backup does not hold them."""
@@ -119,11 +139,11 @@ def extract(store: Store, backup: Manifest, storage: str, target: Path) -> int:
         try:
             os.ftruncate(descriptor, size)
             for region in (r for r in backup.regions if r.storage == storage):
-                written += _extract_region(RegionReader(store, backup, region), descriptor)
+                written += _extract_region(RegionReader.of(store, backup, region), descriptor)
             os.fsync(descriptor)
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
             for region in (r for r in backup.regions if r.storage == storage):
-                _compare_region(RegionReader(store, backup, region), descriptor, target)
+                _compare_region(RegionReader.of(store, backup, region), descriptor, target)
         finally:
             os.close(descriptor)
         partial.rename(target)

@@ -39,12 +39,32 @@ class SshRemote:
             raise KitError(ExitCode.USAGE, f"{destination} is not [USER@]HOST[:PORT]")
         self._directory = Path(tempfile.mkdtemp(prefix="npulab-ssh-"))
         host, _, port = destination.partition(":")
-        shared = [f"ControlPath={self._directory}/%C", "ControlMaster=auto", "ControlPersist=60"]
+        shared = [f"ControlPath={self._directory}/%C"]
         shared += ["BatchMode=yes", "StrictHostKeyChecking=accept-new", "ConnectTimeout=10", "ServerAliveInterval=5"]
         self._prefix = [process.require("ssh", "openssh-client")]
         for option in shared:
             self._prefix += ["-o", option]
         self._prefix += [*options, *(["-p", port] if port else []), host]
+        try:
+            self._connect()
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self) -> None:
+        """Start the shared connection. It outlives this call, so it must not hold a pipe of ours: a file instead."""
+        assert self._directory is not None
+        messages = self._directory / "messages"
+        command = [self._prefix[0], "-fNM", *self._prefix[1:]]
+        with messages.open("wb") as sink:
+            try:
+                done = subprocess.run(
+                    command, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, timeout=30, check=False
+                )
+            except subprocess.TimeoutExpired:
+                raise link_error(f"{self.name}: no connection within 30 s") from None
+        if done.returncode:
+            raise self._explain(done.returncode, messages.read_text(errors="replace"))
 
     def _command(self, script: str) -> list[str]:
         return [*self._prefix, f"NPULAB_ROOT={self.root}; export NPULAB_ROOT; {script}"]
