@@ -44,6 +44,13 @@ class _LineMeter:
         print(f"{self.label}:{share} {spent:.0f} s{left} {text}".rstrip(), file=sys.stderr, flush=True)
 
 
+class _QuietMeter:
+    """Shows nothing."""
+
+    def update(self, done: float, total: float | None = None, text: str = "") -> None:
+        """Nobody watches."""
+
+
 class _BarMeter:
     """One line of the shared bar display."""
 
@@ -98,10 +105,13 @@ class Output:
     @contextmanager
     def stage(self, label: str) -> Iterator[Meter]:
         """Show a stage while the block runs; stages of several threads stand below each other."""
-        if self.quiet or not self._stderr.is_terminal:
+        if self.quiet:
+            yield _QuietMeter()
+            return
+        if not self._stderr.is_terminal:
             started = time.monotonic()
             yield _LineMeter(label)
-            if not self.quiet and time.monotonic() - started >= 1:
+            if time.monotonic() - started >= 1:
                 print(f"{label}: done in {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True)
             return
         progress = self._acquire()

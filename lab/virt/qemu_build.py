@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from lab.cache import digest, tree_digest
+from lab.cancel import check_cancelled
 from lab.errors import ExitCode, KitError, from_os_error
 from lab.process import require, run
 
@@ -156,6 +157,7 @@ def _patched_files(source_tree: Path, log: Path) -> dict[str, bytes]:
 
 def _link_or_copy(source: str, target: str) -> None:
     """Hard links save space and time; nothing in the merged tree is ever written in place."""
+    check_cancelled()
     try:
         os.link(source, target, follow_symlinks=False)
     except OSError:
