@@ -52,10 +52,10 @@ class Workload:
 _QUANTISED = (("bias", True), ("relu", True), ("scale", 0.0007), ("out_zero_point", -11), ("x_zero_point", 4))
 WORKLOADS: tuple[Workload, ...] = (
     Workload("int8-matmul", "int8", "matmul", (64, 64, 64), "int32"),
-    Workload("int8-matmul-large", "int8", "matmul", (96, 2304, 512), "int32"),
+    Workload("int8-matmul-large", "int8", "matmul", (192, 2304, 256), "int32"),
     Workload("int8-matmul-quantised", "int8", "matmul", (61, 200, 75), "int8", _QUANTISED[:4]),
     Workload("fp16-matmul", "float16", "matmul", (64, 64, 64), "float32"),
-    Workload("fp16-matmul-large", "float16", "matmul", (64, 1024, 512), "float16"),
+    Workload("fp16-matmul-large", "float16", "matmul", (160, 1536, 192), "float16"),
     Workload("int8-conv3x3-stride2", "int8", "conv", (57, 57, 32, 64, 3, 2, 1), "int8", _QUANTISED),
     Workload("int8-conv1x1", "int8", "conv", (28, 28, 128, 128, 1, 1, 0), "int32"),
     Workload("int8-conv5x5-padded", "int8", "conv", (33, 31, 24, 40, 5, 1, 2), "int8", _QUANTISED),
