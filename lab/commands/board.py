@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""``npulab board``: which boards the kit knows, what is connected, and a made-up board to practise on."""
+
+from __future__ import annotations
+
+import argparse
+import threading
+from pathlib import Path
+from typing import Any
+
+from lab import boards
+from lab.boards import Board
+from lab.errors import ExitCode, KitError
+from lab.firmware.cli import add_board, add_store, board_of, human, store_of
+from lab.firmware.medium import StorageInfo
+from lab.firmware.rockusb.client import Rockusb, choose
+from lab.firmware.standin import faults
+from lab.firmware.standin.engine import PERSONALITIES, Engine, Options
+from lab.firmware.standin.media import make_board
+from lab.firmware.transports.select import open_bus
+from lab.output import Output
+
+HELP = "list boards, and find out what is connected, in which mode, and what to do next"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Verbs and options."""
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs.add_parser("list", help="the boards that the kit knows")
+    show = verbs.add_parser("show", help="what the kit knows about a board")
+    show.add_argument("name")
+    probe = verbs.add_parser("probe", help="what is this board, in which mode, and what to do next")
+    add_store(probe)
+    add_board(probe)
+    made = verbs.add_parser("standin", help="make a board of files to practise on, or serve one as a USB device")
+    made.add_argument("directory", type=Path)
+    made.add_argument("--board", default="rock-5-itx-plus", metavar="NAME")
+    made.add_argument("--serial", default="0001", help="makes it an individual")
+    made.add_argument("--serve", type=Path, metavar="SOCKET", help="answer as a rockusb device until interrupted")
+    made.add_argument("--personality", choices=PERSONALITIES, default="loader")
+    made.add_argument("--fault", action="append", default=[], metavar="KIND[:OP[:AFTER[:TIMES]]]")
+
+
+def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    """One verb."""
+    return {"list": _list, "show": _show, "probe": _probe, "standin": _standin}[args.verb](args, out)
+
+
+def _list(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    known = [boards.load(name) for name in boards.names()]
+    rows = [(b.name, b.title, b.soc, ", ".join(s.name for s in b.storage)) for b in known]
+    out.table("boards", ("name", "board", "chip", "media"), rows)
+    return {"boards": [{"name": b.name, "title": b.title, "soc": b.soc} for b in known]}
+
+
+def _show(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    board = boards.load(args.name)
+    out.say(f"{board.title} ({board.soc}), device tree {board.dtb}")
+    out.say(f"console: {board.console.device} at {board.console.baud} baud; boots from {', '.join(board.boot_order)}")
+    rows = [(s.name, s.kind, f"{s.controller:x}", "yes" if s.optional else "") for s in board.storage]
+    out.table("media", ("name", "kind", "controller", "optional"), rows)
+    for note in board.notes:
+        out.say(f"note: {note}")
+    return {"board": board.name, "dtb": board.dtb, "media": [s.name for s in board.storage], "notes": list(board.notes)}
+
+
+def _in_maskrom(args: argparse.Namespace, out: Output) -> dict[str, Any] | None:
+    """A board in mask ROM answers nothing but downloads: say so instead of failing."""
+    kind, _, rest = args.via.partition(":")
+    if kind not in ("rockusb", "rockusb+unix", "standin") or args.usb_loader:
+        return None
+    where, _, extra = rest.partition(",")
+    bus, path = open_bus(kind, where, extra)
+    found = choose(bus, path)
+    device = Rockusb(bus, found.path)
+    try:
+        if device.ready():
+            return None
+    finally:
+        device.close()
+    out.say(f"{found.path}: an RK3588 in mask ROM; it cannot say which board it is")
+    todo = "start a loader: --usb-loader FILE --usb-loader-sha256 HASH (the vendor's rk3588_spl_loader for this board)"
+    out.say(f"next: {todo}")
+    return {"mode": "maskrom", "port": found.path, "next": todo}
+
+
+def _probe(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    asleep = _in_maskrom(args, out)
+    if asleep is not None:
+        return asleep
+    store = store_of(args)
+    with board_of(args) as (board, transport):
+        media, identity = transport.storages(), dict(transport.identify())
+    out.say(f"{board.title} over {transport.name}")
+    for key, value in identity.items():
+        out.say(f"  {key}: {value}")
+    out.table("media", ("medium", "kind", "size", "readable", "mounted"), [_row(info) for info in media])
+    backups = store.of_device(identity, [info.name for info in media])
+    good = next((backup for backup in backups if backup.verified), None)
+    if good:
+        todo = f"the verified backup {good.id} stands: npulab flash plan, or npulab test"
+    else:
+        todo = f"npulab backup create --board {board.name} --via {args.via}"
+    out.say(f"backups of this very board: {len(backups)}, verified: {good.id if good else 'none'}")
+    out.say(f"next: {todo}")
+    return {
+        "mode": transport.name.partition(":")[0],
+        "identity": identity,
+        "media": [{"name": i.name, "kind": i.kind, "size": i.size, "readable": i.readable} for i in media],
+        "backups": [backup.id for backup in backups],
+        "verified": good.id if good else None,
+        "next": todo,
+    }
+
+
+def _row(info: StorageInfo) -> tuple[str, ...]:
+    readable = "all" if info.readable is None else f"{human(info.readable)} (the loader's window)"
+    return info.name, info.kind, human(info.size), readable, ", ".join(info.mounted)
+
+
+def _standin(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    board: Board = boards.load(args.board)
+    if not (args.directory / "board.json").exists():
+        if args.directory.exists() and any(args.directory.iterdir()):
+            raise KitError(ExitCode.USAGE, f"{args.directory} holds something else", "name a new directory")
+        with out.stage("making the media"):
+            make_board(args.directory, board, args.serial)
+        out.say(f"{args.directory}: a {board.title} of files; reach it with --via file:{args.directory}")
+    if args.serve is None:
+        return {"directory": str(args.directory), "via": f"standin:{args.directory}"}
+    from lab.firmware.standin.server import Server
+
+    engine = Engine(args.directory, args.personality, Options(faults=[faults.parse(text) for text in args.fault]))
+    with Server(args.serve, [engine]):
+        out.note(f"serving {args.directory} as {args.personality}; --via rockusb+unix:{args.serve}; Ctrl-C ends it")
+        threading.Event().wait()
+    return {"directory": str(args.directory)}
