@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: MIT
+"""Building the fast kernel, with a small tree in place of Linux that has the same make targets and a real dtb."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from lab.assemble import kernel, sources
+from lab.assemble.apt import Apt
+from lab.cache import Cache
+from lab.errors import ExitCode, KitError
+from lab.output import Output
+
+BOARD = Path(__file__).parents[1] / "dtb" / "board.dts"
+OPTIONS = kernel.KernelOptions(rocket_module=False, jobs=2)
+MAKEFILE = r"""
+VERSION = 7
+PATCHLEVEL = 3
+SUBLEVEL = 4
+.RECIPEPREFIX = >
+allnoconfig:
+> @grep -v '$(DROP)' $(KCONFIG_ALLCONFIG) > $(O)/.config
+Image:
+> @echo "  CC      init/main.o"
+> @test ! -e $(CURDIR)/broken || { echo "init/main.c:1: error: it is broken"; exit 1; }
+> @mkdir -p $(O)/arch/arm64/boot $(O)/include/config
+> @echo image > $(O)/arch/arm64/boot/Image
+> @echo 7.3.4-npulab > $(O)/include/config/kernel.release
+> @printf 'rocket.alias=of:N*T*C$(ALIAS)\0' > $(O)/modules.builtin.modinfo
+rockchip/%.dtb:
+> @mkdir -p $(O)/arch/arm64/boot/dts/rockchip
+> @dtc -q -@ -O dtb -o $(O)/arch/arm64/boot/dts/$@ arch/arm64/boot/dts/rockchip/$*.dts
+"""
+
+
+class Bench:
+    """A tree to build, a cache to build in."""
+
+    def __init__(self, root: Path) -> None:
+        self.cache = Cache(root / "cache")
+        self.log = root / "build.log"
+        self.tree = root / "linux"
+        boards = self.tree / "arch/arm64/boot/dts/rockchip"
+        boards.mkdir(parents=True)
+        (boards / "rk3588s-orangepi-5.dts").write_text(BOARD.read_text())
+        (self.tree / "Kconfig").write_text("")
+        self.makefile()
+
+    def makefile(self, drop: str = "no such line", alias: str = "rockchip,rk3588-rknn-core") -> None:
+        (self.tree / "Makefile").write_text(f"DROP = {drop}\nALIAS = {alias}\n{MAKEFILE}")
+
+    def build(self) -> Path:
+        out = Output(quiet=True)
+        apt = cast(Apt, None)
+        source = sources.linux(self.tree, self.cache, apt, out, self.log)
+        return kernel.build(source, OPTIONS, apt, self.cache, out, self.log)
+
+    @property
+    def entries(self) -> list[Path]:
+        return list((self.cache.root / "kernel-fast").glob("*"))
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.setattr(kernel, "DTS", tmp_path / "no-trees-of-the-kit")
+    monkeypatch.setattr(sources.patches, "apply", lambda *arguments: [])
+    return Bench(tmp_path)
+
+
+def test_result_and_what_it_says(bench: Bench) -> None:
+    entry = bench.build()
+    component = json.loads((entry / "component.json").read_text())
+    assert component["release"] == "7.3.4-npulab" and component["rocket"] == "builtin" and component["initrd"] is None
+    assert component["dtbs"]["rk3588s-orangepi-5"]["npu"] == "enabled"
+    assert set(component["files"]) == {"Image", "config", "dtbs/rk3588s-orangepi-5.dtb"}
+    assert all((entry / name).is_file() for name in component["files"])
+    lines = bench.log.read_text().count("$ nice")
+    assert bench.build() == entry
+    assert bench.log.read_text().count("$ nice") == lines, "a second run runs nothing"
+
+
+def test_a_line_that_is_lost_is_named(bench: Bench) -> None:
+    bench.makefile(drop="CONFIG_ROCKCHIP_PM_DOMAINS")
+    with pytest.raises(KitError, match="CONFIG_ROCKCHIP_PM_DOMAINS=y") as caught:
+        bench.build()
+    assert caught.value.code == ExitCode.FAILED and bench.entries == []
+
+
+def test_a_driver_for_another_npu_is_refused(bench: Bench) -> None:
+    bench.makefile(alias="rockchip,rk3576-rknn-core")
+    with pytest.raises(KitError, match="do not match"):
+        bench.build()
+    assert bench.entries == []
+
+
+def test_a_failed_compilation_shows_its_error_and_the_next_run_works(bench: Bench) -> None:
+    (bench.tree / "broken").touch()
+    with pytest.raises(KitError, match="building the kernel") as caught:
+        bench.build()
+    assert "it is broken" in caught.value.tail and caught.value.log == bench.log
+    assert bench.entries == []
+    (bench.tree / "broken").unlink()
+    assert (bench.build() / "Image").read_text() == "image\n"
+
+
+def test_an_edit_is_another_kernel(bench: Bench) -> None:
+    first = bench.build()
+    (bench.tree / "driver.c").write_text("int x;\n")
+    assert bench.build() != first
+
+
+def test_every_fragment_line_is_a_symbol() -> None:
+    for path in kernel.fragment_files(OPTIONS):
+        for line in path.read_text().splitlines():
+            assert line.startswith(("#", "CONFIG_")), f"{path.name}: {line}"
