@@ -226,7 +226,7 @@ class Binary:
         label = f"element-wise {self.kind} {self.form} {'x'.join(map(str, self.a_shape))}"
         channels = self.a_shape[-1] if self.per_channel else 0
         count = int(np.prod(self.a_shape)) // (channels or 1)
-        pieces = _pieces(count, len(contexts))
+        pieces = pieces_of(count, len(contexts))
         sizes = [(stop - start, channels) for start, stop in pieces]
         parts = flying.build(contexts, self.flow(), sizes, label)
         shares = [
@@ -237,7 +237,7 @@ class Binary:
         return Program(shares, [Spec(self.a_shape, dtype), Spec(self.b_shape, dtype)], Spec(self.a_shape, dtype))
 
 
-def _pieces(count: int, cores: int) -> list[tuple[int, int]]:
+def pieces_of(count: int, cores: int) -> list[tuple[int, int]]:
     """Cut a count into at most ``cores`` ranges; streams are cut at multiples of 16 elements."""
     step = ceil_div(ceil_div(count, cores), 16) * 16
     return [(start, min(start + step, count)) for start in range(0, count, step)]
