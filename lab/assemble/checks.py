@@ -59,6 +59,11 @@ def _modinfo(data: bytes) -> dict[str, list[str]]:
     return fields
 
 
+def _canonical(name: str) -> str:
+    """One spelling for both: ``depends`` says gpu-sched, the module calls itself gpu_sched (kmod takes either)."""
+    return name.replace("-", "_")
+
+
 def module(path: Path) -> dict[str, Any]:
     """Name, vermagic, aliases and dependencies of a kernel module, from its ``.modinfo``."""
     try:
@@ -72,11 +77,11 @@ def module(path: Path) -> dict[str, Any]:
     if machine != "EM_AARCH64" or "vermagic" not in fields:
         raise KitError(ExitCode.FAILED, f"{path}: not an arm64 kernel module ({machine})", "build it again")
     return {
-        "name": fields.get("name", [path.stem])[0],
+        "name": _canonical(fields.get("name", [path.stem])[0]),
         "file": path.name,
         "vermagic": fields["vermagic"][0],
         "aliases": fields.get("alias", []),
-        "depends": [name for name in fields.get("depends", [""])[0].split(",") if name],
+        "depends": [_canonical(name) for name in fields.get("depends", [""])[0].split(",") if name],
     }
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from lab.assemble import checks, initramfs, loader
 from lab.assemble.apt import TARGET, Apt, File
 from lab.assemble.artifacts import describe
-from lab.assemble.kernel import CROSS, FRAGMENTS, compiler
+from lab.assemble.kernel import CROSS, FRAGMENTS, compiler, recipe
 from lab.assemble.sources import LINUX_BASE, Source, base_of, linux_tree, patches_digest, patches_manifest
 from lab.cache import Cache, digest, file_digest
 from lab.errors import ExitCode, KitError
@@ -87,8 +87,7 @@ def _plain_flavour(name: str) -> bool:
 def key(packages: Packages, source: Source) -> str:
     """Cache key: packages, driver source, patches, compiler."""
     hashes = [file.sha256 for file in packages.all]
-    recipe = [file_digest(Path(__file__)), file_digest(Path(initramfs.__file__))]
-    return digest("distro kernel 1", hashes, source.key, patches_digest(), compiler(), recipe)
+    return digest("distro kernel 1", hashes, source.key, patches_digest(), compiler(), recipe(Path(__file__)))
 
 
 def build(packages: Packages, source: Source, apt: Apt, cache: Cache, jobs: int, out: Output, log: Path) -> Path:

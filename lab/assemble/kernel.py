@@ -84,12 +84,18 @@ def key(source: Source, options: KernelOptions) -> str:
     """Cache key of the kernel: source, patches, fragments, device trees, compiler and the way it is built."""
     return digest(
         "fast kernel 1",
+        recipe(Path(__file__)),
         source.key,
         patches_digest(options.groups),
         [(path.name, file_digest(path)) for path in fragment_files(options)],
         tree_digest(DTS),
         compiler(),
     )
+
+
+def recipe(*modules: Path) -> list[str]:
+    """Hashes of the code that makes a kernel's entry: with ``modules``, how modules are described and loaded."""
+    return [file_digest(path) for path in (*modules, Path(checks.__file__), Path(initramfs.__file__))]
 
 
 def compiler() -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lab.assemble import checks, trees
+from lab.assemble import checks, initramfs, trees
 from lab.errors import KitError
 
 
@@ -63,11 +63,17 @@ def test_module(tmp_path: Path) -> None:
         "file": "rocket.ko",
         "vermagic": "7.3.4-npulab SMP preempt mod_unload aarch64",
         "aliases": ["of:N*T*Crockchip,rk3588-rknn-core"],
-        "depends": ["drm", "gpu-sched"],
+        "depends": ["drm", "gpu_sched"],
     }
     checks.vermagic([found], "7.3.4-npulab")
     with pytest.raises(KitError, match=r"rocket is for kernel 7\.3\.4-npulab, the image is 7\.3\.4"):
         checks.vermagic([found], "7.3.4")
+
+
+def test_modules_load_after_what_they_name_in_either_spelling(tmp_path: Path) -> None:
+    rocket = checks.module(make_module(tmp_path / "rocket.ko", depends="gpu-sched"))
+    scheduler = checks.module(make_module(tmp_path / "gpu-sched.ko", name="gpu_sched"))
+    assert initramfs.load_order([rocket, scheduler]) == ["gpu_sched", "rocket"]
 
 
 @pytest.mark.parametrize("kind", ["text", "x86", "no vermagic", "cut"])
