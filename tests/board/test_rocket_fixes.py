@@ -28,7 +28,7 @@ from lab.virt.board import BoardConfig
 from lab.virt.select import board_config
 from lab.virt.session import BoardSession
 
-pytestmark = pytest.mark.timeout(3600)
+pytestmark = [pytest.mark.lg_feature("virtual"), pytest.mark.timeout(3600)]
 """The first test of a cold cache builds a kernel."""
 
 HERE = Path(__file__).parent
