@@ -146,7 +146,17 @@ def _patched_files(source_tree: Path, log: Path) -> dict[str, bytes]:
                 shutil.copyfile(source_tree / name, staging / name)
         for path in patches:
             run(
-                ["patch", "-p1", "--forward", "--batch", "--no-backup-if-mismatch", "--reject-file=-", "-i", path],
+                [
+                    "patch",
+                    "-p1",
+                    "--forward",
+                    "--batch",
+                    "--fuzz=0",
+                    "--no-backup-if-mismatch",
+                    "--reject-file=-",
+                    "-i",
+                    path,
+                ],
                 stage=f"applying {path.name} to QEMU",
                 log=log,
                 cwd=staging,
