@@ -402,6 +402,17 @@ def test_clock_gated_during_a_job(machine: QTest, peer: Peer) -> None:
     assert "rk3588-npu: core 0: clock gated while a job is running" in machine.log()
 
 
+def test_reset_of_a_job_that_the_clock_holds(machine: QTest, peer: Peer) -> None:
+    peer.finish(machine, start_job(machine, peer), interrupts=DPU_0, ns=100)
+    gate_clock(machine, 30, 6, True)
+    machine.clock_step(200)
+    soft_reset(machine, 30, 6, True)
+    soft_reset(machine, 30, 6, False)
+    gate_clock(machine, 30, 6, False)
+    assert machine.readl(PC + PC_INT_RAW) == 0
+    assert not machine.irqs.get(110)
+
+
 def test_answer_arrives_while_a_read_is_waited_for(machine: QTest, peer: Peer) -> None:
     job = start_job(machine, peer)
     peer.registers[(0, 0x1000)] = 0x10001
