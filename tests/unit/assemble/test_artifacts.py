@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from lab.assemble import artifacts
@@ -67,6 +68,10 @@ def root(tmp_path: Path) -> Path:
     }
     (folder / artifacts.MANIFEST).write_text(json.dumps(manifest))
     return folder
+
+
+def test_the_schema_is_one() -> None:
+    jsonschema.Draft202012Validator.check_schema(artifacts.schema())
 
 
 def test_good_set(root: Path) -> None:
