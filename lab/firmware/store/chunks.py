@@ -55,13 +55,13 @@ class Chunks:
         partial = final.with_name(f"{final.name}.{os.getpid()}-{threading.get_ident()}.partial")
         disk.make_dir(final.parent)
         disk.write_new(partial, compressor.compress(data))
-        disk.sync(partial)
         return name, partial
 
     def commit(self, pending: list[tuple[str, Path]]) -> int:
         """Give written chunks their names; returns the bytes added to the store."""
         added = 0
         directories = set()
+        disk.sync_all([partial for _, partial in pending if partial.exists()])
         for name, partial in pending:
             final = self.path(name)
             if not partial.exists() and final.exists():  # the same content came twice within one batch
@@ -69,8 +69,7 @@ class Chunks:
             added += partial.stat().st_size
             disk.rename(partial, final)
             directories.add(final.parent)
-        for directory in sorted(directories):
-            disk.sync_dir(directory)
+        disk.sync_dirs(sorted(directories))
         return added
 
     def read(self, name: str, length: int) -> bytes:

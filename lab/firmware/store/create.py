@@ -33,7 +33,7 @@ from lab.firmware.store.reader import RegionReader, StorageReader
 from lab.firmware.store.store import Store
 from lab.output import Meter
 
-BATCH = 48 << 20
+BATCH = 96 << 20
 """Bytes read between two checkpoints; a cut loses at most this much work."""
 
 BATCH_SECONDS = 20.0

@@ -10,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+SYNC_THREADS = 16
 
 observer: Callable[[str, Path], None] | None = None
 
@@ -41,6 +44,10 @@ def write_new(path: Path, data: bytes) -> None:
 def sync(path: Path) -> None:
     """The file's content is on the disk when this returns."""
     _event("sync", path)
+    _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fdatasync(descriptor)
@@ -48,9 +55,29 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_all(files: Sequence[Path]) -> None:
+    """`sync` for many files at a time: a journalling file system then commits them together."""
+    for path in files:
+        _event("sync", path)
+    with ThreadPoolExecutor(SYNC_THREADS) as pool:
+        list(pool.map(_sync_file, files))
+
+
+def sync_dirs(directories: Sequence[Path]) -> None:
+    """`sync_dir` for many directories at a time."""
+    for path in directories:
+        _event("syncdir", path)
+    with ThreadPoolExecutor(SYNC_THREADS) as pool:
+        list(pool.map(_sync_directory, directories))
+
+
 def sync_dir(path: Path) -> None:
     """The directory's names are on the disk when this returns."""
     _event("syncdir", path)
+    _sync_directory(path)
+
+
+def _sync_directory(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)

@@ -170,8 +170,8 @@ class RockusbTransport:
         bit, self._selected = self._selected, None
         if not self.device.ready():
             raise link_error(
-                f"{self.name}: the board restarted into mask ROM",
-                "start the loader again with the same command: it goes on",
+                f"{self.name}: the board does not answer any more, or restarted into mask ROM",
+                "power-cycle it, start the loader again with the same command: it goes on",
             )
         if compare(self._identity, self._read_identity()).verdict is Verdict.OTHER:
             raise KitError(ExitCode.REFUSED, f"{self.name}: another board came back", "connect the first one and go on")

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: MIT
+"""The figures of backup and flash. Ratios compare with the plain tools on the same image in the same run."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lab import boards, process
+from lab.firmware import regions, sweep
+from lab.firmware.flash import bmap, session
+from lab.firmware.flash.session import Session, Wish
+from lab.firmware.standin.media import make_board, noise
+from lab.firmware.store import Store, create
+from lab.firmware.sweep import Quiet, Sweep
+from lab.firmware.transports.block import BlockTransport, DrillTransport
+from lab.output import Output
+
+COMMAND = "npulab bench firmware"
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure; ``goal`` is the most, or with ``at_least`` the least, that is good."""
+
+    name: str
+    value: float
+    unit: str
+    goal: float
+    at_least: bool = False
+    command: str = COMMAND
+    note: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """The row for ``bench``."""
+        good = self.value >= self.goal if self.at_least else self.value <= self.goal
+        return {**asdict(self), "value": round(self.value, 4), "ok": good}
+
+
+def _system_image(path: Path, size: int, content: int) -> None:
+    """A sparse image with ``content`` bytes of data in it, half of them compressible."""
+    with path.open("wb") as stream:
+        stream.truncate(size)
+        step = max(4 * MIB, size // max(1, content // (4 * MIB)))
+        for number, at in enumerate(range(0, size - 4 * MIB, step)):
+            block = noise(f"{number}", 2 * MIB)
+            stream.seek(at // 4096 * 4096)
+            stream.write(block + block[: MIB // 2] * 4)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _timed(action: Callable[[], object]) -> float:
+    start = time.monotonic()
+    action()
+    return time.monotonic() - start
+
+
+def _dd_zstd(image: Path, target: Path) -> None:
+    zstd = process.require("zstd", "zstd")
+    with target.open("wb") as sink:
+        reader = subprocess.Popen(["dd", f"if={image}", "bs=1M", "status=none"], stdout=subprocess.PIPE)
+        try:
+            subprocess.run([zstd, "-T0", "-q", "-c"], stdin=reader.stdout, stdout=sink, check=True)
+        finally:
+            process.end(reader) if reader.poll() is None else reader.wait()
+
+
+def _throughput(root: Path, quick: bool) -> list[Row]:
+    """Create against dd and zstd, the second backup, restore, flash against bmaptool."""
+    board = boards.load("orangepi-5")
+    size = (256 if quick else 2048) * MIB
+    image, root_store = root / "card.img", root / "store"
+    _system_image(image, size, size // 2)
+    plain = min(_timed(lambda: _dd_zstd(image, root / "plain.zst")) for _ in range(2))
+    store = Store(root_store)
+    card = BlockTransport(image, "sd", "sd")
+    plan = regions.make(board, card, ["sd"])
+    once = _timed(lambda: create.create(store, board, card, plan, Quiet(), second_read=False))
+    rows = [Row("backup create / dd | zstd -T0, speed", plain / once, "ratio", 0.6, True, note=f"{size // MIB} MiB")]
+    rows += _flash_against_bmaptool(root, board, store, card, image)
+    return rows
+
+
+def _flash_against_bmaptool(
+    root: Path, board: boards.Board, store: Store, card: BlockTransport, image: Path
+) -> list[Row]:
+    """The same image on the same kind of target, both reading their input through the block map."""
+    tool = shutil.which("bmaptool")
+    if tool is None:
+        return []
+    plan = regions.make(board, card, ["sd"])
+    create.create(store, board, card, plan, Quiet())
+    new, block_map = root / "new.img", root / "new.img.bmap"
+    shutil.copyfile(image, new)
+    with new.open("r+b") as stream:
+        for at in range(17 * MIB, new.stat().st_size - 8 * MIB, 8 * MIB):
+            stream.seek(at)
+            stream.write(random.Random(at).randbytes(4 * MIB))
+    block_map.write_bytes(bmap.make(new))
+    other = root / "other.img"
+    with other.open("wb") as stream:
+        stream.truncate(new.stat().st_size)
+    plain = _timed(
+        lambda: subprocess.run([tool, "copy", "--bmap", block_map, new, other], check=True, capture_output=True)
+    )
+    wish = Wish("sd", new, block_map)
+    run = Session(store, session.prepare(store, board, card, wish, Quiet(), ""))
+    run.save()
+    ours = _timed(lambda: run.run(card, Quiet()))
+    note = "ours checks the backup, compares, writes the half that differs and reads back; bmaptool writes all"
+    rows = [Row("flash / bmaptool copy, speed", plain / ours, "ratio", 0.8, True, note=note)]
+    back = run.rollback(card, Quiet())
+    changed = sum(4 * MIB for _ in range(17 * MIB, new.stat().st_size - 8 * MIB, 8 * MIB))
+    rows.append(Row("restore: bytes written per byte that differs", back.written / changed, "ratio", 1.5))
+    return rows
+
+
+def _sparse(root: Path, quick: bool) -> list[Row]:
+    """A large sparse medium, backed up twice with little changed, in a process whose memory is measured."""
+    root.mkdir()
+    size = 8 << 30
+    image, store = root / "large.img", root / "store"
+    _system_image(image, size, (128 if quick else 1024) * MIB)
+    first = _child(image, store)
+    with image.open("r+b") as stream:
+        for at in range(10):
+            stream.seek(at * 700 * MIB + 5000)
+            stream.write(b"a few changed bytes")
+    second = _child(image, store)
+    return [
+        Row("second backup of a nearly unchanged 8 GiB image, new bytes", 100 * second[0] / first[0], "%", 2.0),
+        Row("peak memory of a backup of 8 GiB", max(first[1], second[1]) / 1024, "MiB", 200.0),
+        Row("backup with second read of a sparse 8 GiB image", first[2], "s", 600.0),
+    ]
+
+
+def _child(image: Path, store: Path) -> tuple[int, int, float]:
+    """Bytes added, peak resident KiB, seconds."""
+    command = [sys.executable, "-m", "lab.firmware.figures", str(image), str(store)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    added, memory, seconds = done.stdout.split()
+    return int(added), int(memory), float(seconds)
+
+
+def main(arguments: list[str]) -> None:
+    """Back up one image and print what it took; run by ``_child`` so that its memory is its own."""
+    board = boards.load("orangepi-5")
+    card = BlockTransport(Path(arguments[0]), "sd", "sd")
+    start = time.monotonic()
+    made = create.create(Store(Path(arguments[1])), board, card, regions.make(board, card, ["sd"]), Quiet())
+    seconds = time.monotonic() - start
+    assert made.manifest.verified
+    status = Path("/proc/self/status").read_text()
+    # Not getrusage: its maximum includes the parent's memory at the time of the fork.
+    peak = int(status.partition("VmHWM:")[2].split()[0])
+    print(made.added, peak, seconds)
+
+
+def _sweeps(root: Path, quick: bool) -> list[Row]:
+    board, size = boards.load("rock-5-itx-plus"), 256 << 10
+    steps: list[tuple[str, Callable[[Path], Sweep]]] = [
+        ("power cuts while backing up, every step", lambda path: sweep.backup_power_cuts(path, board, size)),
+        (
+            "power cuts while flashing and rolling back, every write",
+            lambda path: sweep.flash_power_cuts(path, board, size),
+        ),
+        ("every fault at backup, flash and rollback", lambda path: sweep.fault_sweep(path, board, 128 << 10)),
+    ]
+    if not quick:
+        draw = random.Random(3588)
+        backup = sorted(draw.randrange(120) for _ in range(250))
+        flash = sorted(draw.randrange(300) for _ in range(84))
+        steps += [
+            (
+                "power cuts while backing up 16 MiB, 250 random",
+                lambda path: sweep.backup_power_cuts(path, board, 16 * MIB, backup),
+            ),
+            (
+                "power cuts while flashing 16 MiB, 252 random",
+                lambda path: sweep.flash_power_cuts(path, board, 16 * MIB, flash),
+            ),
+        ]
+    rows = []
+    for number, (name, run) in enumerate(steps):
+        path = root / f"sweep{number}"
+        path.mkdir()
+        done = run(path)
+        shutil.rmtree(path)
+        note = f"{done.cases} cases" + (f"; {'; '.join(done.problems[:3])}" if done.problems else "")
+        rows.append(Row(f"losses in: {name}", done.lost, "cases", 0, note=note))
+    return rows
+
+
+def _drill(root: Path) -> list[Row]:
+    """The stand-in's media come back from their backup bit by bit."""
+    board = boards.load("rock-5-itx-plus")
+    make_board(root / "board", board)
+    transport, store = DrillTransport(root / "board"), Store(root / "store")
+    seconds = _timed(lambda: create.create(store, board, transport, regions.make(board, transport), Quiet()))
+    return [Row("backup of a board with 16 MiB NOR and two 64 MiB media, verified", seconds, "s", 30.0)]
+
+
+def figures(out: Output, quick: bool) -> list[dict[str, Any]]:
+    """All rows."""
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory(prefix="npulab-bench-") as name:
+        root = Path(name)
+        parts: list[tuple[str, Callable[[], list[Row]]]] = [
+            ("sweeps", lambda: _sweeps(root, quick)),
+            ("throughput", lambda: _throughput(root, quick)),
+            ("sparse images", lambda: _sparse(root / "sparse", quick)),
+            ("drill", lambda: _drill(root / "drill")),
+        ]
+        for title, measure in parts:
+            with out.stage(title):
+                rows += measure()
+    return [row.document() for row in rows]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
