@@ -127,9 +127,9 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         ) from None
     except ValueError as broken:
         raise KitError(ExitCode.USAGE, f"{path / MANIFEST}: not JSON: {broken}", "build the set again") from broken
-    except jsonschema.ValidationError as error:
+    if error is not None:
         place = "/".join(str(part) for part in error.absolute_path) or "top level"
-        raise KitError(ExitCode.USAGE, f"{path / MANIFEST}: {place}: {error.message}", "build the set again") from error
+        raise KitError(ExitCode.USAGE, f"{path / MANIFEST}: {place}: {error.message}", "build the set again")
     return manifest
 
 
