@@ -19,21 +19,50 @@ if TYPE_CHECKING:
     from .device import Device, open_device
     from .device import open_device as open
     from .errors import DeviceError, JobError, NpuError
+    from .ops.activation import Activation
+    from .ops.chain import Chain
     from .ops.conv2d import Conv2d
+    from .ops.elementwise import Binary, Scales
+    from .ops.int16 import Int16Matmul
     from .ops.matmul import Matmul
+    from .ops.pool import Pool2d, average_pool
     from .program import Program
 
 _HOMES = {
+    "Activation": "ops.activation",
+    "Binary": "ops.elementwise",
+    "Chain": "ops.chain",
     "Conv2d": "ops.conv2d",
     "Device": "device",
     "DeviceError": "errors",
+    "Int16Matmul": "ops.int16",
     "JobError": "errors",
     "Matmul": "ops.matmul",
     "NpuError": "errors",
+    "Pool2d": "ops.pool",
     "Program": "program",
+    "Scales": "ops.elementwise",
+    "average_pool": "ops.pool",
     "open_device": "device",
 }
-__all__ = ["Conv2d", "Device", "DeviceError", "JobError", "Matmul", "NpuError", "Program", "open", "open_device"]
+__all__ = [
+    "Activation",
+    "Binary",
+    "Chain",
+    "Conv2d",
+    "Device",
+    "DeviceError",
+    "Int16Matmul",
+    "JobError",
+    "Matmul",
+    "NpuError",
+    "Pool2d",
+    "Program",
+    "Scales",
+    "average_pool",
+    "open",
+    "open_device",
+]
 
 
 def __getattr__(name: str) -> Any:

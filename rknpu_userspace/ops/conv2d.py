@@ -144,15 +144,19 @@ class Conv2d:
             f"to {self.weights.shape[0]} channels of {self.out}"
         )
 
+    @property
+    def constants(self) -> Weights:
+        """Weights as the core of all convolutions takes them (one direct or depthwise convolution)."""
+        kernels = self.weights[..., 0].transpose(1, 2, 0) if self.depthwise else self.weights
+        return Weights(kernels, self.bias, self.post, self.x_zero_point)
+
     def compile(self, contexts: Sequence[Context]) -> Program:
         """Pack the weights and make the program."""
         if self.groups > 1 and not self.depthwise:
             shares = self._compile_groups(contexts)
         else:
             problem = self.problem()
-            kernels = self.weights[..., 0].transpose(1, 2, 0) if self.depthwise else self.weights
-            weights = Weights(kernels, self.bias, self.post, self.x_zero_point)
-            units = build(contexts, split(problem, self.in_shape[0], len(contexts)), weights, self.label)
+            units = build(contexts, split(problem, self.in_shape[0], len(contexts)), self.constants, self.label)
             shares = [Share(unit, _source(unit.part, problem), _target(unit.part)) for unit in units]
         source = Spec(self.in_shape, np.dtype(INPUTS[self.form].dtype))
         return Program(shares, [source], Spec(self.out_shape, arguments.dtype_of(self.out)))

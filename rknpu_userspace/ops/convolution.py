@@ -18,7 +18,7 @@ from rknpu_userspace import layout, regcmd
 from rknpu_userspace.backend import Buffer, Context, Job
 from rknpu_userspace.formats import OUTPUTS
 from rknpu_userspace.plan.geometry import Chunk, Plan, axes
-from rknpu_userspace.plan.tasks import Places, Post, job_sizes, last_atom, row_bytes_in, tasks
+from rknpu_userspace.plan.tasks import Places, Post, fetch_at_job_starts, job_sizes, last_atom, row_bytes_in, tasks
 from rknpu_userspace.plan.tiling import Part, chunk_channels
 from rknpu_userspace.quant import ChannelRequant, apply
 
@@ -65,54 +65,64 @@ def _kernel_sums(weights: Weights, chunk: Chunk, depthwise: bool) -> npt.NDArray
     return total
 
 
-class ConvPart:
-    """One core's part of a convolution, ready to run. ``label`` says what it is, for errors."""
+@dataclass(frozen=True)
+class Place:
+    """Where a cube lies: a buffer and the offset of its first byte."""
 
-    def __init__(self, context: Context, part: Part, weights: Weights, label: str) -> None:
-        self.plan: Plan = part.plan
-        self.part = part
-        self._context = context
-        self._label = label
+    buffer: Buffer
+    offset: int = 0
+
+    @property
+    def iova(self) -> int:
+        """Address of the first byte."""
+        return self.buffer.iova + self.offset
+
+
+def effective_bias(plan: Plan, weights: Weights) -> Array | None:
+    """The bias with the features' zero point folded in; ValueError when the sum is not an int32."""
+    problem = plan.problem
+    if weights.x_zero_point == 0:
+        return weights.bias
+    whole = Chunk(0, problem.channels, 0, problem.kernel_height, 0, problem.kernel_width)
+    correction = -weights.x_zero_point * _kernel_sums(weights, whole, problem.depthwise)
+    if weights.bias is not None:
+        correction += weights.bias
+    if np.abs(correction).max() >= 1 << 31:
+        raise ValueError("bias - zero point x sum of the weights leaves the int32 range of the DPU's adder")
+    return correction.astype(np.int32)
+
+
+class ConvConstants:
+    """Weights, bias and command words of a part in one buffer, and the jobs that use them."""
+
+    def __init__(self, context: Context, plan: Plan, weights: Weights, features: Place, out: Place, label: str) -> None:
+        self.sizes = job_sizes(plan)
+        self.plan = fetch_at_job_starts(plan, self.sizes)
+        self.bias = effective_bias(plan, weights)
         self._weights = weights
-        problem = self.plan.problem
-        self._bias = self._effective_bias()
-        self._buffers: list[Buffer] = []
+        self._features, self._out = features, out
+        self._label = label
+        self._context = context
+        self.buffer: Buffer | None = None
         try:
-            self._features = self._alloc(problem.in_bytes * self.plan.images)
-            self._out = self._alloc(self.plan.image_bytes * len(self.plan.chunks) * self.plan.images)
-            jobs = self._constants()
-            self.jobs = len(jobs)
-            self.tasks = len(self.plan.tiles)
-            self._submission = context.prepare(jobs, [self._buffers[-1]], [self._features], self._out)
+            self.jobs = self._write()
         except BaseException:
             self.close()
             raise
 
     @property
-    def dma_bytes(self) -> int:
-        """Bytes of features, weights and results that the NPU moves in a run."""
-        return self.plan.dma_bytes
+    def buffers(self) -> list[Buffer]:
+        """The buffer, for lists of buffers."""
+        return [] if self.buffer is None else [self.buffer]
 
-    def _alloc(self, size: int) -> Buffer:
-        buffer = self._context.alloc(size)
-        self._buffers.append(buffer)
-        return buffer
+    def close(self) -> None:
+        """Give the buffer back."""
+        if self.buffer is not None:
+            self._context.free(self.buffer)
+            self.buffer = None
 
-    def _effective_bias(self) -> Array | None:
-        """The bias with the features' zero point folded in; ValueError when the sum is not an int32."""
-        weights, problem = self._weights, self.plan.problem
-        if weights.x_zero_point == 0:
-            return weights.bias
-        whole = Chunk(0, problem.channels, 0, problem.kernel_height, 0, problem.kernel_width)
-        correction = -weights.x_zero_point * _kernel_sums(weights, whole, problem.depthwise)
-        if weights.bias is not None:
-            correction += weights.bias
-        if np.abs(correction).max() >= 1 << 31:
-            raise ValueError("bias - zero point x sum of the weights leaves the int32 range of the DPU's adder")
-        return correction.astype(np.int32)
-
-    def _constants(self) -> list[Job]:
-        """Write weights, bias and command words into one buffer; returns the jobs."""
+    def _write(self) -> list[Job]:
+        """Write everything into one buffer; returns the jobs."""
         plan, problem = self.plan, self.plan.problem
         depthwise = problem.depthwise
         zero_point = self._weights.post.zero_point
@@ -130,7 +140,7 @@ class ConvPart:
         post = self._post()
         first = next(tasks(plan, post, Places(0, (0,) * len(packed), 0, 0)))
         stride = layout.align(regcmd.word_count(first) * 8, regcmd.ALIGNMENT)
-        constants = self._alloc(commands + stride * len(plan.tiles))
+        constants = self.buffer = self._context.alloc(commands + stride * len(plan.tiles))
         for data, offset in zip(packed, offsets, strict=False):
             constants.view[offset : offset + len(data)] = data
         constants.view[offsets[-1] : offsets[-1] + len(operands)] = operands
@@ -143,12 +153,12 @@ class ConvPart:
     def _operands(self) -> npt.NDArray[np.uint8]:
         """The stream of per-channel operands: biases, or per 8 channels biases, zero points and multipliers."""
         requant = self._weights.post.requant
-        if self.plan.partial or (self._bias is None and not isinstance(requant, ChannelRequant)):
+        if self.plan.partial or (self.bias is None and not isinstance(requant, ChannelRequant)):
             return np.empty(0, np.uint8)
         channels = layout.align(self.plan.problem.stored_outputs, 8)
-        bias = np.zeros(channels, np.int32 if self._bias is None else self._bias.dtype)
-        if self._bias is not None:
-            bias[: len(self._bias)] = self._bias
+        bias = np.zeros(channels, np.int32 if self.bias is None else self.bias.dtype)
+        if self.bias is not None:
+            bias[: len(self.bias)] = self.bias
         if not isinstance(requant, ChannelRequant):
             return bias.view(np.uint8)
         stream = np.zeros((channels // 8, 64), np.uint8)
@@ -160,7 +170,7 @@ class ConvPart:
 
     def _post(self) -> Post:
         post = self._weights.post
-        bias = self._bias is not None or post.per_channel
+        bias = self.bias is not None or post.per_channel
         return replace(post, bias=bias and not self.plan.partial, pad_value=self._weights.x_zero_point)
 
     def _write_commands(self, constants: Buffer, start: int, stride: int, post: Post, places: Places) -> list[Job]:
@@ -174,13 +184,47 @@ class ConvPart:
             refs.append((constants.iova + at, len(words)))
         jobs = []
         first = 0
-        sizes = job_sizes(plan)
-        for number, size in enumerate(sizes):
+        for number, size in enumerate(self.sizes):
             last = first + size
-            label = f"{self._label}, job {number + 1} of {len(sizes)}: tasks {first + 1}-{last} of {len(refs)}"
-            jobs.append(Job(tuple(refs[first:last]), last_atom(plan, plan.tiles[last - 1]), label))
+            label = f"{self._label}, job {number + 1} of {len(self.sizes)}: tasks {first + 1}-{last} of {len(refs)}"
+            sentinel = self._out.offset + last_atom(plan, plan.tiles[last - 1])
+            jobs.append(Job(tuple(refs[first:last]), sentinel, label))
             first = last
         return jobs
+
+
+class ConvPart:
+    """One core's part of a convolution, ready to run. ``label`` says what it is, for errors."""
+
+    def __init__(self, context: Context, part: Part, weights: Weights, label: str) -> None:
+        self.plan: Plan = part.plan
+        self.part = part
+        self._context = context
+        self._weights = weights
+        problem = self.plan.problem
+        self._buffers: list[Buffer] = []
+        try:
+            self._features = self._alloc(problem.in_bytes * self.plan.images)
+            self._out = self._alloc(self.plan.image_bytes * len(self.plan.chunks) * self.plan.images)
+            constants = ConvConstants(context, self.plan, weights, Place(self._features), Place(self._out), label)
+            self._buffers += constants.buffers
+            self._bias = constants.bias
+            self.jobs = len(constants.jobs)
+            self.tasks = len(self.plan.tiles)
+            self._submission = context.prepare(constants.jobs, constants.buffers, [self._features], self._out)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def dma_bytes(self) -> int:
+        """Bytes of features, weights and results that the NPU moves in a run."""
+        return self.plan.dma_bytes
+
+    def _alloc(self, size: int) -> Buffer:
+        buffer = self._context.alloc(size)
+        self._buffers.append(buffer)
+        return buffer
 
     def pack(self, *operands: Array) -> None:
         """Write the features: [image][y][x][channel], the slice that this part needs."""

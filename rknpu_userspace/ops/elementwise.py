@@ -35,8 +35,9 @@ OPERATIONS = {
 _ALGORITHM = {"add": ALU_ADD, "max": ALU_MAX, "min": ALU_MIN, "div": ALU_DIV}
 _MINUS_ONE = {"float16": 0xBC00, "bfloat16": 0xBF80}
 _SIZE = {1: 1, 2: 2, 4: 3}
-WEIGHT_BITS = 14
-"""Bits of the integer weights that two int8 operands get, so that their sum needs one rounding only."""
+MAX_WEIGHT = 32767
+"""Integer weight of the int8 operand with the larger scale; the other's is in proportion, rounded to an integer. So the
+sum needs one rounding only, and the smaller operand is off by up to half a unit of the larger scale / 32767."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Scales:
 
     def weights(self) -> tuple[int, int, Requant]:
         """Integer weights of both operands of a sum, and the requantisation of the weighted sum."""
-        unit = max(self.a, self.b) / (1 << WEIGHT_BITS)
+        unit = max(self.a, self.b) / MAX_WEIGHT
         weights = round(self.a / unit), round(self.b / unit)
         return *weights, derive(unit / self.out, self.out_zero_point)
 

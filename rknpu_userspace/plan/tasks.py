@@ -7,7 +7,7 @@ Register values follow Mesa (rkt_regcmd.c, rkt_task.c) and the matmul clients of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rknpu_userspace.formats import ATOM, OUTPUTS
 from rknpu_userspace.layout import align, ceil_div, weight_kernels
@@ -256,6 +256,23 @@ def seconds(plan: Plan, tile: Tile) -> float:
         pixels * (channels * problem.stride_y * problem.stride_x + 4 * kernels) + chunk.taps * channels * kernels * 2
     )
     return (max(cycles, moved // limits.DMA_BYTES_PER_CYCLE) + limits.TASK_OVERHEAD_CYCLES) / limits.CLOCK_HZ
+
+
+def fetch_at_job_starts(plan: Plan, sizes: list[int]) -> Plan:
+    """The plan with weights fetched anew by the first task of every job.
+
+    Between two jobs the core may have run somebody else's, so the CBUF does not hold what the last task left there.
+    """
+    starts = set()
+    at = 0
+    for size in sizes:
+        starts.add(at)
+        at += size
+    tiles = tuple(
+        replace(tile, weight_reuse=False) if index in starts and tile.weight_reuse else tile
+        for index, tile in enumerate(plan.tiles)
+    )
+    return replace(plan, tiles=tiles)
 
 
 def job_sizes(plan: Plan, most: float = limits.MAX_JOB_SECONDS) -> list[int]:

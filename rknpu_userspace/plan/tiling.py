@@ -228,13 +228,16 @@ def npu_format(problem: Problem, chunks: int) -> str:
 
 
 @lru_cache(maxsize=256)
-def make_plan(problem: Problem, images: int = 1) -> Plan:
-    """The cheapest plan. ValueError if the problem breaks a limit of the hardware."""
+def make_plan(problem: Problem, images: int = 1, whole_sums: bool = False) -> Plan:
+    """The cheapest plan. ValueError if the problem breaks a limit of the hardware.
+
+    ``whole_sums``: no partial sums, so that the NPU alone computes the result.
+    """
     problem.check()
     best: tuple[int, tuple[Chunk, ...], list[_Cut]] | None = None
     most = limits.MAX_CHANNELS_PER_TASK[problem.form]
     bound = images * (problem.in_bytes + problem.out_bytes) + problem.weight_bytes
-    for count in _CHUNK_COUNTS if not problem.depthwise else (1,):
+    for count in (1,) if problem.depthwise or whole_sums else _CHUNK_COUNTS:
         chunks = _channel_chunks(problem, count) if not problem.depthwise else _whole(problem)
         if chunks is None or (not problem.depthwise and chunks[0].c1 > most):
             continue
@@ -249,6 +252,8 @@ def make_plan(problem: Problem, images: int = 1) -> Plan:
             best = (cost, chunks, cuts)
         if best[0] <= bound * _GOOD_ENOUGH + limits.TASK_OVERHEAD_BYTES:
             break
+    if best is None and whole_sums:
+        raise ValueError(f"this layer needs partial sums, which a chain of layers can not add up: {problem}")
     if best is None:
         best = _by_taps(problem, images)
     return _plan(problem, images, best[1], best[2])

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from rknpu_userspace.formats import COMBINATIONS
 from rknpu_userspace.plan import Plan, Problem, limits, make_plan, split
 from rknpu_userspace.plan.geometry import axes
-from rknpu_userspace.plan.tasks import Places, Post, job_sizes, last_atom, out_place, seconds, tasks
+from rknpu_userspace.plan.tasks import (
+    Places,
+    Post,
+    fetch_at_job_starts,
+    job_sizes,
+    last_atom,
+    out_place,
+    seconds,
+    tasks,
+)
 
 
 @st.composite
@@ -165,3 +174,28 @@ def test_limits_are_named(change: dict[str, int], message: str) -> None:
     problem = Problem("int8", "int32", 64, 64, 16, 16, 3, 3)
     with pytest.raises(ValueError, match=message):
         make_plan(replace(problem, **change))
+
+
+def test_first_task_of_a_job_fetches_its_weights() -> None:
+    """Another program's job may have run on the core in between."""
+    plan = make_plan(Problem("int8", "int8", 1000, 1900, 64, 64, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1))
+    sizes = [3, 5, len(plan.tiles) - 8]
+    assert plan.tiles[3].weight_reuse
+    changed = fetch_at_job_starts(plan, sizes)
+    assert [changed.tiles[index].weight_reuse for index in (0, 2, 3, 4, 8, 9)] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+        True,
+    ]
+    assert [tile.y0 for tile in changed.tiles] == [tile.y0 for tile in plan.tiles]
+
+
+def test_whole_sums() -> None:
+    problem = Problem("int8", "int32", 128, 1, 8960, 1536, rows_in=True, rows_out=True)
+    assert make_plan(replace(problem, channels=4096)).partial
+    assert not make_plan(replace(problem, channels=4096), 1, whole_sums=True).partial
+    with pytest.raises(ValueError, match="needs partial sums"):
+        make_plan(replace(problem, channels=9000), 1, whole_sums=True)
