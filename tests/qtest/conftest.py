@@ -15,6 +15,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from board_tree import BOARD, compile_tree
+from npu_peer import Peer
 from qtest_client import QTest, QTestError, qemu_binary
 
 
@@ -47,3 +48,10 @@ def machine(start: Callable[..., QTest]) -> QTest:
 def board_dtb(tmp_path: Path) -> Path:
     """A small RK3588 board's device tree, compiled."""
     return compile_tree(BOARD, tmp_path / "board.dtb")
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    """A peer for the links of the NPU cores; start the machine with its `arguments()`."""
+    with Peer() as peer:
+        yield peer

@@ -239,6 +239,29 @@ def submit(machine: QTest, core: int = 0, regcmd: int = 0x1000, amount: int = 0x
         machine.writel(base + offset, value)
 
 
+def start_job(machine: QTest, peer: Peer, core: int = 0) -> Frame:
+    """Submit a task and wait for its JOB frame."""
+    count = len(peer.of_type(JOB, core))
+    submit(machine, core)
+    return peer.expect(JOB, core, count + 1)
+
+
+def run_job(machine: QTest, peer: Peer, core: int = 0, interrupts: int = DPU_0) -> None:
+    """A task from submission to its interrupt."""
+    peer.finish(machine, start_job(machine, peer, core), interrupts=interrupts, ns=10)
+    machine.clock_step(10)
+
+
+def start_watched(start: Callable[..., QTest], peer: Peer, *arguments: str) -> QTest:
+    """A machine whose cores have the peer as their model, past its first resets, with the GIC's inputs watched."""
+    machine = start(args=[*peer.arguments(), *arguments])
+    machine.irq_intercept("/machine/soc/gic", "in")
+    for core in range(3):
+        peer.expect(RESET, core)  # of the machine's own reset at its start
+    peer.forget()
+    return machine
+
+
 def gate_power(machine: QTest, bit: int, off: bool) -> None:
     """Close or open a power gate (PMU PWR_GATE_SFTCON0): 1 NPU, 3 NPUTOP, 4 NPU1, 5 NPU2."""
     machine.writel(PMU_PWR_GATE, 1 << (16 + bit) | off << bit)

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from npu_peer import JOB, NPU, OUTCOME_FAULT, Frame, Peer, submit
+from npu_peer import NPU, OUTCOME_FAULT, Peer, start_job
 from qtest_client import QTest
 
 DTE_ADDR, STATUS, COMMAND, FAULT_ADDR, ZAP = 0x00, 0x04, 0x08, 0x0C, 0x10
@@ -50,12 +50,6 @@ def detach(machine: QTest, banks: tuple[int, ...]) -> None:
         machine.writel(bank + DTE_ADDR, 0)
         machine.writel(bank + COMMAND, DISABLE_STALL)
     assert not any(machine.readl(bank + STATUS) & STALL for bank in banks)
-
-
-@pytest.fixture
-def peer() -> Iterator[Peer]:
-    with Peer() as peer:
-        yield peer
 
 
 @pytest.fixture
@@ -144,12 +138,6 @@ def test_machine_reset(machine: QTest) -> None:
 
 
 # -- faults -----------------------------------------------------------------------------------------
-def start_job(machine: QTest, peer: Peer, core: int = 0) -> Frame:
-    count = len(peer.of_type(JOB, core))
-    submit(machine, core)
-    return peer.expect(JOB, core, count + 1)
-
-
 @pytest.mark.parametrize(("bank", "write"), [(0, False), (1, True)])
 def test_fault_is_delivered(modelled: QTest, peer: Peer, bank: int, write: bool) -> None:
     attach(modelled, CORE0, 0x0040_0001)

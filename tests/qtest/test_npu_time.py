@@ -7,7 +7,7 @@ The qtest accelerator has a clock of its own, so a guest CPU under TCG watches i
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from guest import Guest
@@ -32,12 +32,6 @@ from qtest_client import QTest
 
 HOST_PAUSE_S = 0.2
 MODELLED_S = 0.3
-
-
-@pytest.fixture
-def peer() -> Iterator[Peer]:
-    with Peer() as peer:
-        yield peer
 
 
 @pytest.fixture
