@@ -58,7 +58,11 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     for row, (intensity, speed) in points:
         colour = colours.get(row.get("dtype", ""), "tab:green")
         axes.plot(intensity, speed, "o", color=colour)
-        axes.annotate(str(row["name"]), (intensity, speed), xytext=(4, -9), textcoords="offset points", fontsize=7)
+        # workloads of both datatypes lie close together: one kind is named above its points, the other below
+        above = row.get("dtype") == "float16"
+        offset, side = ((-4, 4), "right") if above else ((4, -9), "left")
+        name = str(row["name"])
+        axes.annotate(name, (intensity, speed), xytext=offset, textcoords="offset points", fontsize=7, ha=side)
     axes.set(xscale="log", yscale="log", xlim=(low, high))
     axes.set_xlabel("operations per byte of DMA")
     axes.set_ylabel("GOP/s (modelled, 200 MHz)")
