@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from lab.errors import ExitCode, KitError
+from lab.figures import Figure
 from lab.output import Output
 from lab.virt.results import new_results_dir
 
 HELP = "measure the figures that the kit promises"
-AREAS = ("virt",)
+AREAS = ("virt", "firmware")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -28,12 +30,20 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Measure, print the table; not ok when a figure misses its goal."""
     if args.area not in AREAS:
         raise KitError(ExitCode.USAGE, f"there are no figures of {args.area}", f"areas: {' '.join(AREAS)}")
-    from lab.virt.figures import measure
-
     results = new_results_dir("bench")
-    figures = measure(args.kernel, results, out, quick=args.quick, soak_boots=args.soak)
+    figures = _measure(args, results, out)
     rows = [figure.cells() for figure in figures]
     out.table("figures", ["figure", "value", "unit", "goal", "", "command"], rows)
     out.say(f"logs: {results}")
     documents = [figure.document() for figure in figures]
     return {"ok": all(figure.ok for figure in figures), "figures": documents, "results": str(results)}
+
+
+def _measure(args: argparse.Namespace, results: Path, out: Output) -> list[Figure]:
+    if args.area == "firmware":
+        from lab.firmware import figures as firmware
+
+        return firmware.measure(out, quick=args.quick)
+    from lab.virt import figures as virt
+
+    return virt.measure(args.kernel, results, out, quick=args.quick, soak_boots=args.soak)

@@ -27,7 +27,7 @@ from lab.virt.select import find_artifacts, find_dtb
 from lab.virt.supervisor import PACKAGE_ROOT, python_environment
 
 HELP = "run the test suites"
-SUITES = ("static", "unit", "qtest", "board")
+SUITES = ("static", "unit", "firmware", "qtest", "board")
 ENVIRONMENTS = Path(lab.labgrid.__file__).parent / "env"
 STATIC = (
     ("ruff check", ("ruff", "check")),
@@ -35,7 +35,7 @@ STATIC = (
     ("mypy", ("mypy",)),
 )
 """Static checks: name, module and arguments for ``python -m``."""
-TEST_SECONDS = {"unit": 300, "qtest": 120, "board": 600}
+TEST_SECONDS = {"unit": 300, "firmware": 300, "qtest": 120, "board": 600}
 """No single test of a suite takes longer than this on a busy machine; one that does hangs."""
 NO_TESTS = 5
 """pytest's exit code when nothing was selected."""

@@ -11,11 +11,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from lab import boards, process
+from lab.figures import Figure
 from lab.firmware import regions, sweep
 from lab.firmware.flash import bmap, session
 from lab.firmware.flash.session import Session, Wish
@@ -29,22 +28,8 @@ COMMAND = "npulab bench firmware"
 MIB = 1 << 20
 
 
-@dataclass(frozen=True)
-class Row:
-    """One figure; ``goal`` is the most, or with ``at_least`` the least, that is good."""
-
-    name: str
-    value: float
-    unit: str
-    goal: float
-    at_least: bool = False
-    command: str = COMMAND
-    note: str = ""
-
-    def document(self) -> dict[str, Any]:
-        """The row for ``bench``."""
-        good = self.value >= self.goal if self.at_least else self.value <= self.goal
-        return {**asdict(self), "value": round(self.value, 4), "ok": good}
+def _figure(name: str, value: float, unit: str, goal: float, at_least: bool = False, note: str = "") -> Figure:
+    return Figure(name, value, unit, goal, COMMAND, at_least, note)
 
 
 def _system_image(path: Path, size: int, content: int) -> None:
@@ -76,7 +61,7 @@ def _dd_zstd(image: Path, target: Path) -> None:
             process.end(reader) if reader.poll() is None else reader.wait()
 
 
-def _throughput(root: Path, quick: bool) -> list[Row]:
+def _throughput(root: Path, quick: bool) -> list[Figure]:
     """Create against dd and zstd, the second backup, restore, flash against bmaptool."""
     board = boards.load("orangepi-5")
     size = (256 if quick else 2048) * MIB
@@ -87,14 +72,16 @@ def _throughput(root: Path, quick: bool) -> list[Row]:
     card = BlockTransport(image, "sd", "sd")
     plan = regions.make(board, card, ["sd"])
     once = _timed(lambda: create.create(store, board, card, plan, Quiet(), second_read=False))
-    rows = [Row("backup create / dd | zstd -T0, speed", plain / once, "ratio", 0.6, True, note=f"{size // MIB} MiB")]
+    rows = [
+        _figure("backup create / dd | zstd -T0, speed", plain / once, "ratio", 0.6, True, note=f"{size // MIB} MiB")
+    ]
     rows += _flash_against_bmaptool(root, board, store, card, image)
     return rows
 
 
 def _flash_against_bmaptool(
     root: Path, board: boards.Board, store: Store, card: BlockTransport, image: Path
-) -> list[Row]:
+) -> list[Figure]:
     """The same image on the same kind of target, both reading their input through the block map."""
     tool = shutil.which("bmaptool")
     if tool is None:
@@ -119,14 +106,14 @@ def _flash_against_bmaptool(
     run.save()
     ours = _timed(lambda: run.run(card, Quiet()))
     note = "ours checks the backup, compares, writes the half that differs and reads back; bmaptool writes all"
-    rows = [Row("flash / bmaptool copy, speed", plain / ours, "ratio", 0.8, True, note=note)]
+    rows = [_figure("flash / bmaptool copy, speed", plain / ours, "ratio", 0.8, True, note=note)]
     back = run.rollback(card, Quiet())
     changed = sum(4 * MIB for _ in range(17 * MIB, new.stat().st_size - 8 * MIB, 8 * MIB))
-    rows.append(Row("restore: bytes written per byte that differs", back.written / changed, "ratio", 1.5))
+    rows.append(_figure("restore: bytes written per byte that differs", back.written / changed, "ratio", 1.5))
     return rows
 
 
-def _sparse(root: Path, quick: bool) -> list[Row]:
+def _sparse(root: Path, quick: bool) -> list[Figure]:
     """A large sparse medium, backed up twice with little changed, in a process whose memory is measured."""
     root.mkdir()
     size = 8 << 30
@@ -139,9 +126,9 @@ def _sparse(root: Path, quick: bool) -> list[Row]:
             stream.write(b"a few changed bytes")
     second = _child(image, store)
     return [
-        Row("second backup of a nearly unchanged 8 GiB image, new bytes", 100 * second[0] / first[0], "%", 2.0),
-        Row("peak memory of a backup of 8 GiB", max(first[1], second[1]) / 1024, "MiB", 200.0),
-        Row("backup with second read of a sparse 8 GiB image", first[2], "s", 600.0),
+        _figure("second backup of a nearly unchanged 8 GiB image, new bytes", 100 * second[0] / first[0], "%", 2.0),
+        _figure("peak memory of a backup of 8 GiB", max(first[1], second[1]) / 1024, "MiB", 200.0),
+        _figure("backup with second read of a sparse 8 GiB image", first[2], "s", 600.0),
     ]
 
 
@@ -167,7 +154,7 @@ def main(arguments: list[str]) -> None:
     print(made.added, peak, seconds)
 
 
-def _sweeps(root: Path, quick: bool) -> list[Row]:
+def _sweeps(root: Path, quick: bool) -> list[Figure]:
     board, size = boards.load("rock-5-itx-plus"), 256 << 10
     steps: list[tuple[str, Callable[[Path], Sweep]]] = [
         ("power cuts while backing up, every step", lambda path: sweep.backup_power_cuts(path, board, size)),
@@ -198,34 +185,34 @@ def _sweeps(root: Path, quick: bool) -> list[Row]:
         done = run(path)
         shutil.rmtree(path)
         note = f"{done.cases} cases" + (f"; {'; '.join(done.problems[:3])}" if done.problems else "")
-        rows.append(Row(f"losses in: {name}", done.lost, "cases", 0, note=note))
+        rows.append(_figure(f"losses in: {name}", done.lost, "cases", 0, note=note))
     return rows
 
 
-def _drill(root: Path) -> list[Row]:
+def _drill(root: Path) -> list[Figure]:
     """The stand-in's media come back from their backup bit by bit."""
     board = boards.load("rock-5-itx-plus")
     make_board(root / "board", board)
     transport, store = DrillTransport(root / "board"), Store(root / "store")
     seconds = _timed(lambda: create.create(store, board, transport, regions.make(board, transport), Quiet()))
-    return [Row("backup of a board with 16 MiB NOR and two 64 MiB media, verified", seconds, "s", 30.0)]
+    return [_figure("backup of a board with 16 MiB NOR and two 64 MiB media, verified", seconds, "s", 30.0)]
 
 
-def figures(out: Output, quick: bool) -> list[dict[str, Any]]:
-    """All rows."""
-    rows: list[Row] = []
+def measure(out: Output, *, quick: bool) -> list[Figure]:
+    """All figures, with ``quick`` on small images and with fewer cuts."""
+    rows: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="npulab-bench-") as name:
         root = Path(name)
-        parts: list[tuple[str, Callable[[], list[Row]]]] = [
+        parts: list[tuple[str, Callable[[], list[Figure]]]] = [
             ("sweeps", lambda: _sweeps(root, quick)),
             ("throughput", lambda: _throughput(root, quick)),
             ("sparse images", lambda: _sparse(root / "sparse", quick)),
             ("drill", lambda: _drill(root / "drill")),
         ]
-        for title, measure in parts:
+        for title, part in parts:
             with out.stage(title):
-                rows += measure()
-    return [row.document() for row in rows]
+                rows += part()
+    return rows
 
 
 if __name__ == "__main__":

@@ -12,12 +12,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from lab.cache import Cache
 from lab.errors import ExitCode, KitError
+from lab.figures import Figure
 from lab.output import Output
 from lab.process import end, tail
 from lab.virt import qemu_build
@@ -33,33 +32,6 @@ JOBLOOP = "python3 -m rknpu_userspace.jobloop"
 BOOTS = 3
 EDITED = "hw/rk3588/rk3588_npu.c"
 """The machine source that the rebuild edits."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One measured figure; ``goal`` is the most (or with ``at_least`` the least) that is good."""
-
-    name: str
-    value: float
-    unit: str
-    goal: float
-    command: str
-    at_least: bool = False
-    note: str = ""
-
-    @property
-    def ok(self) -> bool:
-        """Whether it meets its goal."""
-        return self.value >= self.goal if self.at_least else self.value <= self.goal
-
-    def cells(self) -> list[object]:
-        """A row of the table."""
-        goal = f"{'>=' if self.at_least else '<='} {self.goal:g}"
-        return [self.name, f"{self.value:.4g}", self.unit, goal, "ok" if self.ok else "MISSED", self.command]
-
-    def document(self) -> dict[str, Any]:
-        """A row of ``figures`` in the JSON document."""
-        return {**asdict(self), "value": round(self.value, 4), "ok": self.ok}
 
 
 def measure(kernel: str, results: Path, out: Output, *, quick: bool, soak_boots: int | None) -> list[Figure]:
