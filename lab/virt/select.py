@@ -25,7 +25,7 @@ def find_artifacts(path: str | Path | None, kernel: str, out: Output) -> Artifac
 def find_dtb(artifacts: ArtifactSet, board: str) -> Path:
     """A device tree by the name it has in the kernel tree, or a file when the name is a path."""
     path = Path(board).expanduser()
-    if path.suffix == ".dtb" and (path.is_file() or path.is_absolute() or board.startswith(".")):
+    if "/" in board or (path.suffix == ".dtb" and path.is_file()):
         return path.absolute()
     return artifacts.dtb(board)
 
