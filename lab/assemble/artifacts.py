@@ -8,6 +8,7 @@ its SHA-256 and size and says what it was made from; its JSON schema is ``manife
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import shutil
@@ -86,10 +87,11 @@ class ArtifactSet:
         """The device tree blob of a board, named as in the kernel tree, e.g. ``rk3588s-orangepi-5``."""
         entry = self.manifest["dtbs"].get(board.removesuffix(".dtb").removeprefix("rockchip/"))
         if entry is None:
+            close = " ".join(difflib.get_close_matches(board, self.boards, 6, 0.3)) or "nothing"
             raise KitError(
                 ExitCode.USAGE,
                 f"the artifact set has no device tree called {board}",
-                "it has: " + " ".join(self.boards),
+                f"close to it: {close}; all of its {len(self.boards)} are in {self.root / 'manifest.json'}",
             )
         return self.file(entry["file"])
 
