@@ -21,12 +21,18 @@ from urllib.parse import unquote
 
 from lab.assemble.artifacts import link
 from lab.assemble.mirror import BACKPORTS, SUITE, Mirror
+from lab.assemble.requirements import check_space
 from lab.cache import Cache, digest, file_digest
 from lab.errors import ExitCode, KitError
 from lab.output import Meter, Output
 from lab.process import require, run
 
 TARGET = "arm64"
+
+LISTS_SPACE = 300_000_000
+"""Bytes for the package lists of two architectures while they are renewed (measured: 64 MB each, old and new)."""
+UPDATE_SECONDS = 900.0
+"""An update that takes longer hangs (seen: 4 s)."""
 
 _NETWORK = re.compile(
     r"Could not resolve|Temporary failure|Could not connect|Network is unreachable"
@@ -189,6 +195,8 @@ class Apt:
         return files
 
     def _update(self, out: Output) -> None:
+        # apt does not fail on a disk that fills up during an update: its helper waits for ever
+        check_space(self.cache.root, LISTS_SPACE, "reading Debian's package lists")
         self._write_configuration()
         stamp = self.root / "updated"
         stamp.unlink(missing_ok=True)
@@ -201,6 +209,8 @@ class Apt:
                     log=self.log,
                     env=self._environment(),
                     on_line=lambda line: meter.update(0, None, line),
+                    timeout=UPDATE_SECONDS,
+                    hint="check the network, the mirror and the free space, then run it again",
                 )
             except KitError as error:
                 raise explain(error, "reading Debian's package lists", self.mirror) from error

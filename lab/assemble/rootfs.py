@@ -170,8 +170,10 @@ def finish(tree: Path, keys: Path, epoch: int) -> None:
     (tree / "root").chmod(0o700)
     shutil.copyfile(keys / f"{ssh.LOGIN_KEY}.pub", home / "authorized_keys")
     (home / "authorized_keys").chmod(0o600)
-    shutil.copyfile(keys / ssh.DROPBEAR_KEY, tree / "etc/dropbear/ed25519")
-    (tree / "etc/dropbear/ed25519").chmod(0o600)
+    host_key = tree / "etc/dropbear/ed25519"
+    host_key.parent.mkdir(exist_ok=True)
+    shutil.copyfile(keys / ssh.DROPBEAR_KEY, host_key)
+    host_key.chmod(0o600)
     _check_libraries(tree)
 
 

@@ -81,6 +81,14 @@ def test_configuration_keeps_away_from_the_machine(apt: Apt) -> None:
     assert "trixie-backports main" in (apt.root / "sources.list").read_text()
 
 
+@needs_apt
+def test_update_is_not_begun_on_a_full_disk(apt: Apt, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lab.assemble.apt.LISTS_SPACE", 1 << 60)
+    with pytest.raises(KitError, match=r"reading Debian's package lists needs .* are free") as caught:
+        apt.locate(["hello"], "arm64", Output(quiet=True))
+    assert "NPULAB_CACHE" in caught.value.hint and not apt.log.exists()
+
+
 def test_wrong_contents_never_enter_the_cache(apt: Apt, tmp_path: Path) -> None:
     half = tmp_path / "x_1_all.deb"
     half.write_bytes(b"half of it")
