@@ -29,6 +29,7 @@ COMMANDS = {
     "board": "list boards, and find out what is connected, in which mode, and what to do next",
     "backup": "make, verify, show, restore and prune backups of a board's storage",
     "flash": "plan, run and roll back writes to a board, never without a verified backup",
+    "npu": "the NPU or its model: what it is, what it computes, what it answers",
     "bench": "measure the figures that the kit promises",
     "doctor": "check what this host has and say what is missing",
 }
