@@ -8,22 +8,17 @@ layer's weights hold theirs, so they add nothing. All layers run on one core, as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from rknpu_userspace import layout
-from rknpu_userspace.backend import Buffer, Context, Job
+from rknpu_userspace.backend import Context
 from rknpu_userspace.formats import INPUTS
-from rknpu_userspace.plan import Plan, make_plan
 from rknpu_userspace.program import Program, Share, Spec
 
 from . import arguments
 from .conv2d import Conv2d
-from .convolution import ConvConstants, Place
-
-Array = npt.NDArray[Any]
+from .schedule import Schedule
+from .steps import ConvStep, Cube
 
 
 class Chain:
@@ -48,75 +43,18 @@ class Chain:
 
     def compile(self, contexts: Sequence[Context]) -> Program:
         """Pack all weights and make the program."""
-        part = ChainPart(contexts[0], self.layers)
         first, last = self.layers[0], self.layers[-1]
+        cubes = [_cube(first.in_shape, first.form), *(_cube(layer.out_shape, layer.out) for layer in self.layers)]
+        steps = [
+            ConvStep(layer.label, layer, before, after)
+            for layer, before, after in zip(self.layers, cubes, cubes[1:], strict=False)
+        ]
+        schedule = Schedule(contexts[0], cubes[:1], steps, cubes[-1:])
         source = Spec(first.in_shape, np.dtype(INPUTS[first.form].dtype))
         result = Spec(last.out_shape, arguments.dtype_of(last.out))
-        return Program([Share(part, lambda x: (x,), lambda y: y)], [source], result)
+        return Program([Share(schedule, lambda x: (x,), lambda y: y)], [source], result)
 
 
-class ChainPart:
-    """The layers on their core: features, constants per layer, and one buffer for all results."""
-
-    def __init__(self, context: Context, layers: Sequence[Conv2d]) -> None:
-        self._context = context
-        self._layers = layers
-        self._plans: list[Plan] = [make_plan(layer.problem(), 1, whole_sums=True) for layer in layers]
-        self._buffers: list[Buffer] = []
-        try:
-            self._features = self._alloc(self._plans[0].problem.in_bytes)
-            offsets = np.cumsum([0] + [layout.align(plan.image_bytes, 64) for plan in self._plans]).tolist()
-            self._out = self._alloc(offsets[-1])
-            self._result = offsets[-2]
-            constants: list[ConvConstants] = []
-            jobs: list[Job] = []
-            source = Place(self._features)
-            for layer, plan, offset in zip(layers, self._plans, offsets, strict=False):
-                target = Place(self._out, offset)
-                label = f"layer {len(constants)}: {layer.label}"
-                constants.append(ConvConstants(context, plan, layer.constants, source, target, label))
-                self._buffers += constants[-1].buffers
-                jobs += constants[-1].jobs
-                source = target
-            self.jobs = len(jobs)
-            self.tasks = sum(len(plan.tiles) for plan in self._plans)
-            buffers = [buffer for part in constants for buffer in part.buffers]
-            self._submission = context.prepare(jobs, buffers, [self._features], self._out)
-        except BaseException:
-            self.close()
-            raise
-
-    def _alloc(self, size: int) -> Buffer:
-        buffer = self._context.alloc(size)
-        self._buffers.append(buffer)
-        return buffer
-
-    @property
-    def dma_bytes(self) -> int:
-        """Bytes that all layers move."""
-        return sum(plan.dma_bytes for plan in self._plans)
-
-    def pack(self, *operands: Array) -> None:
-        """Write the image."""
-        problem = self._plans[0].problem
-        layout.pack_cube(self._features.view, operands[0].reshape(problem.height * problem.width, problem.channels))
-
-    def start(self) -> None:
-        """Hand the jobs to the NPU."""
-        self._submission.start()
-
-    def wait(self, timeout: float) -> None:
-        """Return when the last layer's output is there."""
-        self._submission.wait(timeout)
-
-    def unpack(self, images: Array) -> None:
-        """Read the last layer's output."""
-        problem = self._plans[-1].problem
-        flat = images.reshape(problem.out_height * problem.out_width, problem.out_channels)
-        layout.unpack_cube(self._out.view[self._result :], flat)
-
-    def close(self) -> None:
-        """Give the buffers back."""
-        for buffer in self._buffers:
-            self._context.free(buffer)
-        self._buffers = []
+def _cube(shape: Sequence[int], form: str) -> Cube:
+    _, height, width, channels = shape
+    return Cube(height * width, channels, form)

@@ -21,10 +21,12 @@ from rknpu_userspace.plan.geometry import Chunk, Plan, axes
 from rknpu_userspace.plan.tasks import Places, Post, fetch_at_job_starts, job_sizes, last_atom, row_bytes_in, tasks
 from rknpu_userspace.plan.tiling import Part, chunk_channels
 from rknpu_userspace.quant import ChannelRequant, apply
+from rknpu_userspace.unit import BufferUnit
 
 from .reference import saturate32
 
 Array = npt.NDArray[Any]
+Bytes = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -65,19 +67,6 @@ def _kernel_sums(weights: Weights, chunk: Chunk, depthwise: bool) -> npt.NDArray
     return total
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a cube lies: a buffer and the offset of its first byte."""
-
-    buffer: Buffer
-    offset: int = 0
-
-    @property
-    def iova(self) -> int:
-        """Address of the first byte."""
-        return self.buffer.iova + self.offset
-
-
 def effective_bias(plan: Plan, weights: Weights) -> Array | None:
     """The bias with the features' zero point folded in; ValueError when the sum is not an int32."""
     problem = plan.problem
@@ -92,139 +81,111 @@ def effective_bias(plan: Plan, weights: Weights) -> Array | None:
     return correction.astype(np.int32)
 
 
-class ConvConstants:
-    """Weights, bias and command words of a part in one buffer, and the jobs that use them."""
+@dataclass(frozen=True)
+class Stored:
+    """Constants of a plan as they lie in memory: weights of each chunk, the stream of per-channel operands.
 
-    def __init__(self, context: Context, plan: Plan, weights: Weights, features: Place, out: Place, label: str) -> None:
-        self.sizes = job_sizes(plan)
-        self.plan = fetch_at_job_starts(plan, self.sizes)
-        self.bias = effective_bias(plan, weights)
-        self._weights = weights
-        self._features, self._out = features, out
-        self._label = label
-        self._context = context
-        self.buffer: Buffer | None = None
-        try:
-            self.jobs = self._write()
-        except BaseException:
-            self.close()
-            raise
+    ``post`` is what the DPU does with the sums, ``bias`` what the host adds to partial ones.
+    """
 
-    @property
-    def buffers(self) -> list[Buffer]:
-        """The buffer, for lists of buffers."""
-        return [] if self.buffer is None else [self.buffer]
-
-    def close(self) -> None:
-        """Give the buffer back."""
-        if self.buffer is not None:
-            self._context.free(self.buffer)
-            self.buffer = None
-
-    def _write(self) -> list[Job]:
-        """Write everything into one buffer; returns the jobs."""
-        plan, problem = self.plan, self.plan.problem
-        depthwise = problem.depthwise
-        zero_point = self._weights.post.zero_point
-        packed = []
-        for chunk in plan.chunks:
-            kernels = _chunk_kernels(self._weights, chunk, depthwise)
-            if depthwise:
-                packed.append(layout.pack_depthwise(kernels, problem.input, zero_point))
-            else:
-                stored = chunk_channels(problem, chunk)
-                packed.append(layout.pack_weights(kernels, problem.input, zero_point, stored))
-        operands = self._operands()
-        offsets = np.cumsum([0] + [layout.align(len(data), regcmd.ALIGNMENT) for data in packed]).tolist()
-        commands = layout.align(offsets[-1] + len(operands), regcmd.ALIGNMENT)
-        post = self._post()
-        first = next(tasks(plan, post, Places(0, (0,) * len(packed), 0, 0)))
-        stride = layout.align(regcmd.word_count(first) * 8, regcmd.ALIGNMENT)
-        constants = self.buffer = self._context.alloc(commands + stride * len(plan.tiles))
-        for data, offset in zip(packed, offsets, strict=False):
-            constants.view[offset : offset + len(data)] = data
-        constants.view[offsets[-1] : offsets[-1] + len(operands)] = operands
-        bases = tuple(constants.iova + offset for offset in offsets[:-1])
-        places = Places(self._features.iova, bases, constants.iova + offsets[-1], self._out.iova)
-        jobs = self._write_commands(constants, commands, stride, post, places)
-        self._context.flush(constants)
-        return jobs
-
-    def _operands(self) -> npt.NDArray[np.uint8]:
-        """The stream of per-channel operands: biases, or per 8 channels biases, zero points and multipliers."""
-        requant = self._weights.post.requant
-        if self.plan.partial or (self.bias is None and not isinstance(requant, ChannelRequant)):
-            return np.empty(0, np.uint8)
-        channels = layout.align(self.plan.problem.stored_outputs, 8)
-        bias = np.zeros(channels, np.int32 if self.bias is None else self.bias.dtype)
-        if self.bias is not None:
-            bias[: len(self.bias)] = self.bias
-        if not isinstance(requant, ChannelRequant):
-            return bias.view(np.uint8)
-        stream = np.zeros((channels // 8, 64), np.uint8)
-        stream[:, :32] = bias.view(np.uint8).reshape(-1, 32)
-        factors = np.zeros(channels, np.int16)
-        factors[: len(requant.multipliers)] = requant.multipliers
-        stream[:, 48:] = factors.view(np.uint8).reshape(-1, 16)
-        return stream.reshape(-1)
-
-    def _post(self) -> Post:
-        post = self._weights.post
-        bias = self.bias is not None or post.per_channel
-        return replace(post, bias=bias and not self.plan.partial, pad_value=self._weights.x_zero_point)
-
-    def _write_commands(self, constants: Buffer, start: int, stride: int, post: Post, places: Places) -> list[Job]:
-        plan = self.plan
-        refs = []
-        target = constants.view.view(np.uint64)
-        for index, task in enumerate(tasks(plan, post, places)):
-            words = regcmd.encode(task)
-            at = start + index * stride
-            target[at // 8 : at // 8 + len(words)] = words
-            refs.append((constants.iova + at, len(words)))
-        jobs = []
-        first = 0
-        for number, size in enumerate(self.sizes):
-            last = first + size
-            label = f"{self._label}, job {number + 1} of {len(self.sizes)}: tasks {first + 1}-{last} of {len(refs)}"
-            sentinel = self._out.offset + last_atom(plan, plan.tiles[last - 1])
-            jobs.append(Job(tuple(refs[first:last]), sentinel, label))
-            first = last
-        return jobs
+    weights: tuple[Bytes, ...]
+    operands: Bytes
+    post: Post
+    bias: Array | None
 
 
-class ConvPart:
+def store(plan: Plan, weights: Weights) -> Stored:
+    """Pack the constants of a plan."""
+    problem = plan.problem
+    zero_point = weights.post.zero_point
+    packed = []
+    for chunk in plan.chunks:
+        kernels = _chunk_kernels(weights, chunk, problem.depthwise)
+        if problem.depthwise:
+            packed.append(layout.pack_depthwise(kernels, problem.input, zero_point))
+        else:
+            packed.append(layout.pack_weights(kernels, problem.input, zero_point, chunk_channels(problem, chunk)))
+    bias = effective_bias(plan, weights)
+    uses_bias = (bias is not None or weights.post.per_channel) and not plan.partial
+    post = replace(weights.post, bias=uses_bias, pad_value=weights.x_zero_point)
+    return Stored(tuple(packed), _operands(plan, weights.post, bias), post, bias)
+
+
+def _operands(plan: Plan, post: Post, bias: Array | None) -> Bytes:
+    """The stream of per-channel operands: biases, or per 8 channels biases, zero points and multipliers."""
+    requant = post.requant
+    if plan.partial or (bias is None and not isinstance(requant, ChannelRequant)):
+        return np.empty(0, np.uint8)
+    channels = layout.align(plan.problem.stored_outputs, 8)
+    values = np.zeros(channels, np.int32 if bias is None else bias.dtype)
+    if bias is not None:
+        values[: len(bias)] = bias
+    if not isinstance(requant, ChannelRequant):
+        return values.view(np.uint8)
+    stream = np.zeros((channels // 8, 64), np.uint8)
+    stream[:, :32] = values.view(np.uint8).reshape(-1, 32)
+    factors = np.zeros(channels, np.int16)
+    factors[: len(requant.multipliers)] = requant.multipliers
+    stream[:, 48:] = factors.view(np.uint8).reshape(-1, 16)
+    return stream.reshape(-1)
+
+
+class ConvPart(BufferUnit):
     """One core's part of a convolution, ready to run. ``label`` says what it is, for errors."""
 
     def __init__(self, context: Context, part: Part, weights: Weights, label: str) -> None:
         self.plan: Plan = part.plan
         self.part = part
-        self._context = context
+        super().__init__(context)
         self._weights = weights
         problem = self.plan.problem
-        self._buffers: list[Buffer] = []
         try:
             self._features = self._alloc(problem.in_bytes * self.plan.images)
             self._out = self._alloc(self.plan.image_bytes * len(self.plan.chunks) * self.plan.images)
-            constants = ConvConstants(context, self.plan, weights, Place(self._features), Place(self._out), label)
-            self._buffers += constants.buffers
-            self._bias = constants.bias
-            self.jobs = len(constants.jobs)
+            stored = store(self.plan, weights)
+            self._bias = stored.bias
+            jobs, constants = self._write(stored, label)
+            self.jobs = len(jobs)
             self.tasks = len(self.plan.tiles)
-            self._submission = context.prepare(constants.jobs, constants.buffers, [self._features], self._out)
+            self._submission = context.prepare(jobs, [constants], [self._features], self._out)
         except BaseException:
             self.close()
             raise
+
+    def _write(self, stored: Stored, label: str) -> tuple[list[Job], Buffer]:
+        """Write constants and command words into one buffer; returns the jobs and the buffer."""
+        sizes = job_sizes(self.plan)
+        plan = fetch_at_job_starts(self.plan, sizes)
+        offsets = np.cumsum([0] + [layout.align(len(data), regcmd.ALIGNMENT) for data in stored.weights]).tolist()
+        commands = layout.align(offsets[-1] + len(stored.operands), regcmd.ALIGNMENT)
+        first = next(tasks(plan, stored.post, Places(0, (0,) * len(stored.weights), 0, 0)))
+        stride = layout.align(regcmd.word_count(first) * 8, regcmd.ALIGNMENT)
+        buffer = self._alloc(commands + stride * len(plan.tiles))
+        for data, offset in zip((*stored.weights, stored.operands), offsets, strict=True):
+            buffer.view[offset : offset + len(data)] = data
+        bases = tuple(buffer.iova + offset for offset in offsets[:-1])
+        places = Places(self._features.iova, bases, buffer.iova + offsets[-1], self._out.iova)
+        refs = []
+        words = buffer.view.view(np.uint64)
+        for index, task in enumerate(tasks(plan, stored.post, places)):
+            stream = regcmd.encode(task)
+            at = commands + index * stride
+            words[at // 8 : at // 8 + len(stream)] = stream
+            refs.append((buffer.iova + at, len(stream)))
+        self._context.flush(buffer)
+        jobs = []
+        start = 0
+        for number, size in enumerate(sizes):
+            last = start + size
+            text = f"{label}, job {number + 1} of {len(sizes)}: tasks {start + 1}-{last} of {len(refs)}"
+            jobs.append(Job(tuple(refs[start:last]), last_atom(plan, plan.tiles[last - 1]), text))
+            start = last
+        return jobs, buffer
 
     @property
     def dma_bytes(self) -> int:
         """Bytes of features, weights and results that the NPU moves in a run."""
         return self.plan.dma_bytes
-
-    def _alloc(self, size: int) -> Buffer:
-        buffer = self._context.alloc(size)
-        self._buffers.append(buffer)
-        return buffer
 
     def pack(self, *operands: Array) -> None:
         """Write the features: [image][y][x][channel], the slice that this part needs."""
@@ -240,14 +201,6 @@ class ConvPart:
                 layout.pack_rows(target, pixels, row_bytes_in(problem))
             else:
                 layout.pack_cube(target, pixels)
-
-    def start(self) -> None:
-        """Hand the jobs to the NPU."""
-        self._submission.start()
-
-    def wait(self, timeout: float) -> None:
-        """Return when the output is there."""
-        self._submission.wait(timeout)
 
     def unpack(self, images: Array) -> None:
         """Read the result into [image][y][x][kernel], a slice of a contiguous array."""
@@ -311,12 +264,6 @@ class ConvPart:
             if outside.any():
                 sums = zero_point * _kernel_sums(self._weights, chunk, self.plan.problem.depthwise)
                 values[outside] += sums.astype(values.dtype)
-
-    def close(self) -> None:
-        """Give the buffers back."""
-        for buffer in self._buffers:
-            self._context.free(buffer)
-        self._buffers = []
 
 
 def _largest(values: Array) -> int:

@@ -18,6 +18,7 @@ from rknpu_userspace import layout, regcmd
 from rknpu_userspace.backend import Buffer, Context, Job
 from rknpu_userspace.formats import ATOM, OUTPUTS, OutputFormat
 from rknpu_userspace.task import NO_LUT, PASS, PASS_EW, Dpu, Elementwise, Lut, Rdma, Stage, TaskConfig
+from rknpu_userspace.unit import BufferUnit
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -66,8 +67,8 @@ class Flow:
 
 
 @dataclass(frozen=True)
-class _Tile:
-    """Atoms of a task: offset of its first pixel, lines and columns."""
+class Tile:
+    """Atoms of a task: first pixel, lines and columns, channels [c0, c1)."""
 
     pixel: int
     height: int
@@ -76,7 +77,7 @@ class _Tile:
     c1: int
 
 
-def _tiles(pixels: int, channels: int, per_atom: int) -> list[_Tile]:
+def tiles_of(pixels: int, channels: int, per_atom: int) -> list[Tile]:
     """Cut [pixel][channel] into tasks of whole lines."""
     width = min(pixels, MAX_LINE)
     tiles = []
@@ -88,23 +89,81 @@ def _tiles(pixels: int, channels: int, per_atom: int) -> list[_Tile]:
         while at < pixels:
             columns = min(width, pixels - at)
             lines = max(1, min((pixels - at) // columns, most, MAX_LINE))
-            tiles.append(_Tile(at, lines, columns, c0, min(c0 + step, channels)))
+            tiles.append(Tile(at, lines, columns, c0, min(c0 + step, channels)))
             at += lines * columns
     return tiles
 
 
-class FlyingPart:
+def place(tile: Tile, pixels: int, form: OutputFormat) -> int:
+    """Offset of a tile's first atom in a cube of ``form``."""
+    return (tile.c0 // form.atom_channels * pixels + tile.pixel) * ATOM
+
+
+def last_atom(flow: Flow, tile: Tile, pixels: int) -> int:
+    """Offset in the output of the atom that the tile's task writes last."""
+    form = OUTPUTS[flow.out]
+    surfaces = layout.ceil_div(tile.c1 - tile.c0, form.atom_channels)
+    return place(tile, pixels, form) + ((surfaces - 1) * pixels + tile.height * tile.width - 1) * ATOM
+
+
+def task(flow: Flow, tile: Tile, pixels: int, main: int, operand: int, out: int) -> TaskConfig:
+    """The task of a tile of cubes of ``pixels``, whose first bytes are at ``main``, ``operand`` and ``out``."""
+    form = OUTPUTS[flow.out]
+    channels = layout.align(tile.c1 - tile.c0, flow.main.atom_channels)
+    surface = pixels * ATOM
+    dpu = Dpu(
+        in_precision=flow.main.code,
+        precision=flow.main.code,
+        out_precision=form.code,
+        height=tile.height,
+        width=tile.width,
+        channels=channels,
+        channels_real=channels,
+        address=out + place(tile, pixels, form),
+        surface_stride=surface,
+        group_atoms=1,
+        flying=1,
+        bs=flow.bs,
+        bn=flow.bn,
+        ew=flow.ew,
+        lut=flow.lut,
+        cvt_offset=flow.cvt_offset,
+        cvt_scale=flow.cvt_scale,
+        cvt_narrow=int(flow.out in ("float16", "bfloat16")) if flow.cvt_narrow is None else flow.cvt_narrow,
+        cvt_shift=flow.cvt_shift,
+        cvt_minus_exp=flow.cvt_minus_exp,
+        cvt_offset_first=flow.cvt_offset_first,
+    )
+    per_pixel, reads = flow.operand == "pixel", flow.operand != "none"
+    start = place(tile, pixels, flow.main) if per_pixel else tile.c0 * flow.main.nbytes
+    rdma = Rdma(
+        main_disable=0,
+        main_address=main + place(tile, pixels, flow.main),
+        main_surface_gap=surface - tile.height * tile.width * ATOM,
+        operand_disable=int(not reads),
+        operand_address=operand + start if reads else 0,
+        operand_mode=_PER_PIXEL if per_pixel else _PER_CHANNEL,
+        operand_size=_OPERAND_SIZE[flow.main.nbytes] if reads else 0,
+        operand_surface=surface if per_pixel else ATOM if reads else 0,
+        flying=1,
+        widen_float16=int(flow.widen),
+        precision=flow.main.code,
+        in_precision=flow.main.code,
+    )
+    return TaskConfig(dpu=dpu, rdma=rdma)
+
+
+class FlyingPart(BufferUnit):
     """A flow over [pixels, channels] on one core. ``channels`` 0: any shape, ``pixels`` elements as a stream."""
 
     def __init__(self, context: Context, flow: Flow, pixels: int, channels: int, label: str) -> None:
-        self._context = context
+        super().__init__(context)
         self._flow = flow
         self._stream = channels == 0
         self._elements = pixels if self._stream else pixels * channels
         per_atom = flow.main.atom_channels
         self._pixels = layout.ceil_div(pixels, per_atom) if self._stream else pixels
         self._channels = per_atom if self._stream else channels
-        self._buffers: list[Buffer] = []
         try:
             self._main = self._alloc(layout.cube_bytes(self._pixels, self._channels, flow.main))
             self._operand = self._alloc(self._operand_bytes()) if flow.operand != "none" else None
@@ -116,11 +175,6 @@ class FlyingPart:
         except BaseException:
             self.close()
             raise
-
-    def _alloc(self, size: int) -> Buffer:
-        buffer = self._context.alloc(size)
-        self._buffers.append(buffer)
-        return buffer
 
     def _operand_bytes(self) -> int:
         if self._flow.operand == "channel":
@@ -134,81 +188,25 @@ class FlyingPart:
 
     def _commands(self, label: str) -> list[Job]:
         flow = self._flow
-        tiles = _tiles(self._pixels, self._channels, flow.main.atom_channels)
+        tiles = tiles_of(self._pixels, self._channels, flow.main.atom_channels)
         self.tasks = len(tiles)
-        encoded = [regcmd.encode(self._task(tile), flow.prologue) for tile in tiles]
+        main, out = self._main.iova, self._out.iova
+        operand = 0 if self._operand is None else self._operand.iova
+        encoded = [regcmd.encode(task(flow, tile, self._pixels, main, operand, out), flow.prologue) for tile in tiles]
         stride = layout.align(len(encoded[0]) * 8, regcmd.ALIGNMENT)
         buffer = self._alloc(stride * len(tiles))
         words = buffer.view.view(np.uint64)
         refs = []
-        for index, task in enumerate(encoded):
-            words[index * stride // 8 : index * stride // 8 + len(task)] = task
-            refs.append((buffer.iova + index * stride, len(task)))
+        for index, stream in enumerate(encoded):
+            words[index * stride // 8 : index * stride // 8 + len(stream)] = stream
+            refs.append((buffer.iova + index * stride, len(stream)))
         self._context.flush(buffer)
         jobs = []
         for first in range(0, len(refs), _TASKS_PER_JOB):
             last = min(first + _TASKS_PER_JOB, len(refs))
             text = f"{label}: tasks {first + 1}-{last} of {len(refs)}"
-            jobs.append(Job(tuple(refs[first:last]), self._last_atom(tiles[last - 1]), text))
+            jobs.append(Job(tuple(refs[first:last]), last_atom(flow, tiles[last - 1], self._pixels), text))
         return jobs
-
-    def _place(self, tile: _Tile, form: OutputFormat) -> int:
-        """Offset of a tile's first atom in a cube of ``form``."""
-        return (tile.c0 // form.atom_channels * self._pixels + tile.pixel) * ATOM
-
-    def _last_atom(self, tile: _Tile) -> int:
-        form = OUTPUTS[self._flow.out]
-        surfaces = layout.ceil_div(tile.c1 - tile.c0, form.atom_channels)
-        return self._place(tile, form) + ((surfaces - 1) * self._pixels + tile.height * tile.width - 1) * ATOM
-
-    def _task(self, tile: _Tile) -> TaskConfig:
-        flow, out = self._flow, OUTPUTS[self._flow.out]
-        channels = layout.align(tile.c1 - tile.c0, flow.main.atom_channels)
-        surface = self._pixels * ATOM
-        gap = surface - tile.height * tile.width * ATOM
-        dpu = Dpu(
-            in_precision=flow.main.code,
-            precision=flow.main.code,
-            out_precision=out.code,
-            height=tile.height,
-            width=tile.width,
-            channels=channels,
-            channels_real=channels,
-            address=self._out.iova + self._place(tile, out),
-            surface_stride=surface,
-            group_atoms=1,
-            flying=1,
-            bs=flow.bs,
-            bn=flow.bn,
-            ew=flow.ew,
-            lut=flow.lut,
-            cvt_offset=flow.cvt_offset,
-            cvt_scale=flow.cvt_scale,
-            cvt_narrow=int(flow.out in ("float16", "bfloat16")) if flow.cvt_narrow is None else flow.cvt_narrow,
-            cvt_shift=flow.cvt_shift,
-            cvt_minus_exp=flow.cvt_minus_exp,
-            cvt_offset_first=flow.cvt_offset_first,
-        )
-        per_pixel = flow.operand == "pixel"
-        operand = 0
-        if self._operand is not None:
-            place = self._place(tile, flow.main) if per_pixel else tile.c0 * flow.main.nbytes
-            operand = self._operand.iova + place
-        rdma = Rdma(
-            main_disable=0,
-            main_address=self._main.iova + self._place(tile, flow.main),
-            main_surface_gap=gap,
-            operand_disable=int(self._operand is None),
-            operand_address=operand,
-            operand_mode=_PER_PIXEL if per_pixel else _PER_CHANNEL,
-            operand_size=_OPERAND_SIZE[flow.main.nbytes] if self._operand is not None else 0,
-            operand_surface=surface if per_pixel else ATOM if self._operand is not None else 0,
-            flying=1,
-            widen_float16=int(flow.widen),
-            precision=flow.main.code,
-            in_precision=flow.main.code,
-        )
-        return TaskConfig(dpu=dpu, rdma=rdma)
 
     def pack(self, *operands: Array) -> None:
         """Write the data, and the operand if the flow takes one."""
@@ -228,14 +226,6 @@ class FlyingPart:
         else:
             layout.pack_cube(buffer.view, data.reshape(self._pixels, self._channels))
 
-    def start(self) -> None:
-        """Hand the jobs to the NPU."""
-        self._submission.start()
-
-    def wait(self, timeout: float) -> None:
-        """Return when the output is there."""
-        self._submission.wait(timeout)
-
     def unpack(self, result: Array) -> None:
         """Read the result into an array that is contiguous but for its first dimension."""
         if self._stream and OUTPUTS[self._flow.out].nbytes == self._flow.main.nbytes:
@@ -247,12 +237,6 @@ class FlyingPart:
             result.reshape(-1)[...] = wide.reshape(-1)[: self._elements]
         else:
             layout.unpack_cube(self._out.view, result.reshape(self._pixels, self._channels))
-
-    def close(self) -> None:
-        """Give the buffers back."""
-        for buffer in self._buffers:
-            self._context.free(buffer)
-        self._buffers = []
 
 
 def build(contexts: Sequence[Context], flow: Flow, sizes: Sequence[tuple[int, int]], label: str) -> list[FlyingPart]:

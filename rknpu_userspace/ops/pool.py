@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from rknpu_userspace import layout, regcmd
-from rknpu_userspace.backend import Buffer, Context, Job
+from rknpu_userspace.backend import Context, Job
 from rknpu_userspace.formats import ATOM, OUTPUTS
 from rknpu_userspace.plan.limits import check_range
 from rknpu_userspace.program import Program, Share, Spec
 from rknpu_userspace.task import Pool, TaskConfig
+from rknpu_userspace.unit import BufferUnit
 
 from .conv2d import Conv2d
 from .reference import Pads, Pair, pads, pair
@@ -110,11 +111,11 @@ def _input(start: int, stop: int) -> Callable[[Array], tuple[Array, ...]]:
     return lambda x: (x[..., start:stop],)
 
 
-class PoolPart:
+class PoolPart(BufferUnit):
     """Some channels of a pooling on one core, a task per image."""
 
     def __init__(self, context: Context, operation: Pool2d, channels: int) -> None:
-        self._context = context
+        super().__init__(context)
         self._channels = channels
         self._operation = operation
         form = OUTPUTS[operation.form]
@@ -124,7 +125,6 @@ class PoolPart:
         self._image = layout.cube_bytes(self._pixels, channels, form)
         self._out_image = layout.cube_bytes(self._out_pixels, channels, form)
         self.jobs = self.tasks = images
-        self._buffers: list[Buffer] = []
         try:
             self._features = self._alloc(self._image * images)
             self._out = self._alloc(self._out_image * images)
@@ -142,11 +142,6 @@ class PoolPart:
         except BaseException:
             self.close()
             raise
-
-    def _alloc(self, size: int) -> Buffer:
-        buffer = self._context.alloc(size)
-        self._buffers.append(buffer)
-        return buffer
 
     @property
     def dma_bytes(self) -> int:
@@ -192,25 +187,11 @@ class PoolPart:
             target = self._features.view[image * self._image : (image + 1) * self._image]
             layout.pack_cube(target, pixels.reshape(self._pixels, self._channels))
 
-    def start(self) -> None:
-        """Hand the jobs to the NPU."""
-        self._submission.start()
-
-    def wait(self, timeout: float) -> None:
-        """Return when the output is there."""
-        self._submission.wait(timeout)
-
     def unpack(self, images: Array) -> None:
         """Read the result."""
         for image, pixels in enumerate(images):
             source = self._out.view[image * self._out_image : (image + 1) * self._out_image]
             layout.unpack_cube(source, pixels.reshape(self._out_pixels, self._channels))
-
-    def close(self) -> None:
-        """Give the buffers back."""
-        for buffer in self._buffers:
-            self._context.free(buffer)
-        self._buffers = []
 
 
 def average_pool(
