@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 
-EXIT_FAILED, EXIT_USAGE = 1, 2
+from .console import quietly
+
+EXIT_USAGE = 2
 TOOLS = {
     "disasm": ("isa.disasm", "what a command stream computes, block by block, and which rules it breaks"),
     "selftest": ("selftest", "compare the NPU with numpy"),
@@ -34,21 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     tool: Callable[[Sequence[str]], int] = importlib.import_module(f"rknpu_userspace.{TOOLS[name][0]}").main
     return quietly(lambda: tool(rest))
-
-
-def quietly(run: Callable[[], int]) -> int:
-    """Run a tool; a reader of its output that goes away (``| head``) ends it without a word."""
-    try:
-        code = run()
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # the interpreter flushes stdout once more at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
-    return code
 
 
 if __name__ == "__main__":

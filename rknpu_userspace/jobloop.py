@@ -68,4 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from rknpu_userspace.console import quietly
+
+    sys.exit(quietly(main))
