@@ -9,12 +9,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-
 from lab import boards
 from lab.assemble import trees
 from lab.errors import ExitCode, KitError
+from lab.kernel import elf
 
 DRIVER = "rocket"
 
@@ -50,38 +48,22 @@ def symbols(fragment: str, config: str) -> None:
         )
 
 
-def _modinfo(data: bytes) -> dict[str, list[str]]:
-    fields: dict[str, list[str]] = {}
-    for item in data.split(b"\0"):
-        name, separator, value = item.decode(errors="replace").partition("=")
-        if separator:
-            fields.setdefault(name, []).append(value)
-    return fields
-
-
 def _canonical(name: str) -> str:
     """One spelling for both: ``depends`` says gpu-sched, the module calls itself gpu_sched (kmod takes either)."""
     return name.replace("-", "_")
 
 
 def module(path: Path) -> dict[str, Any]:
-    """Name, vermagic, aliases and dependencies of a kernel module, from its ``.modinfo``."""
-    try:
-        with path.open("rb") as stream:
-            elf = ELFFile(stream)
-            section = elf.get_section_by_name(".modinfo")
-            machine = elf["e_machine"]
-            fields = _modinfo(section.data()) if section is not None else {}
-    except ELFError as error:
-        raise KitError(ExitCode.FAILED, f"{path}: not a kernel module ({error})", "build it again") from error
-    if machine != "EM_AARCH64" or "vermagic" not in fields:
-        raise KitError(ExitCode.FAILED, f"{path}: not an arm64 kernel module ({machine})", "build it again")
+    """Name, vermagic, aliases and dependencies of a kernel module; KitError when it is not one for arm64."""
+    found = elf.module(path)
+    if not found.release:
+        raise KitError(ExitCode.FAILED, f"{path}: it says no kernel that it is for", "build it again")
     return {
-        "name": _canonical(fields.get("name", [path.stem])[0]),
+        "name": _canonical(found.name),
         "file": path.name,
-        "vermagic": fields["vermagic"][0],
-        "aliases": fields.get("alias", []),
-        "depends": [_canonical(name) for name in fields.get("depends", [""])[0].split(",") if name],
+        "vermagic": found.vermagic,
+        "aliases": list(found.aliases),
+        "depends": [_canonical(name) for name in found.depends],
     }
 
 
@@ -100,7 +82,7 @@ def vermagic(modules: Iterable[Mapping[str, Any]], release: str) -> None:
 def builtin_aliases(path: Path, name: str) -> list[str]:
     """Aliases of a built-in driver, from ``modules.builtin.modinfo``."""
     try:
-        fields = _modinfo(path.read_bytes())
+        fields = elf.modinfo(path.read_bytes())
     except FileNotFoundError:
         return []
     return fields.get(f"{name}.alias", [])
@@ -126,7 +108,7 @@ def device_trees(folder: Path) -> dict[str, Any]:
 def kernel(component: Mapping[str, Any], config: str) -> None:
     """The kernel can drive the virtual board's NPU: driver there, alias matches, default device tree in order."""
     wanted = "m" if component["rocket"] == "module" else "y"
-    if component["flavour"] == "fast" and f"CONFIG_DRM_ACCEL_ROCKET={wanted}" not in config.splitlines():
+    if component["flavour"] != "distro" and f"CONFIG_DRM_ACCEL_ROCKET={wanted}" not in config.splitlines():
         raise KitError(ExitCode.FAILED, f"the kernel has no {DRIVER} driver ({component['rocket']})", "see its config")
     if not alias_matches(component["rocket_aliases"], trees.CORE):
         raise KitError(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The fast kernel: a trimmed mainline kernel for the virtual board, and the device trees of every RK3588 board.
+"""Kernels from source: the trimmed ones for the virtual board, those of real boards, and every RK3588 device tree.
 
-Made from allnoconfig and the fragments below ``recipes/recipes-kernel/linux/files``; every line of a fragment must have
-survived into the configuration, else the build is refused. The build tree stays between runs, so an edit costs what it
-touches.
+Made from a base (allnoconfig, alldefconfig) and the fragments below ``recipes/recipes-kernel/linux/files``; every line
+of a fragment must have survived into the configuration, else the build is refused. The build tree stays between runs,
+so an edit costs what it touches.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import json
 import re
 import shutil
 import subprocess
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +39,8 @@ FRAGMENTS = REPOSITORY / "recipes/recipes-kernel/linux/files"
 DTS = REPOSITORY / "dts"
 CROSS = "aarch64-linux-gnu-"
 
-EXPECTED_OBJECTS = 1550
-"""Steps of a first build with the fragments below (7.3.4); later builds count those of the build before."""
+SPACE = 2_500_000_000
+"""Bytes for the first build of another kernel (measured: source 1.8 GB where it is not there, objects 0.4 GB)."""
 
 TOOLS = (
     (f"{CROSS}gcc", "gcc-aarch64-linux-gnu"),
@@ -49,20 +51,32 @@ TOOLS = (
     ("bc", "bc"),
 )
 
+_SYMBOL = re.compile(r"(CONFIG_\w+)=|# (CONFIG_\w+) is not set$")
 _STEP = re.compile(r"^  (CC|AS|LD|AR|HOSTCC|GEN|DTC|OBJCOPY|KSYMS)\b")
 
 
 @dataclass(frozen=True)
 class KernelOptions:
-    """What distinguishes one fast kernel from another."""
+    """What distinguishes one kernel for the virtual board from another. ``debug``: with the kernel's own checkers."""
 
     rocket_module: bool
     jobs: int
+    debug: bool = False
+
+    @property
+    def base(self) -> str:
+        """The configuration that the fragments go onto: make's target."""
+        return "allnoconfig"
 
     @property
     def fragments(self) -> tuple[str, ...]:
         """Fragment names in the order they are merged."""
-        return ("npu.cfg", "virt.cfg", "rocket-module.cfg" if self.rocket_module else "rocket-builtin.cfg")
+        return ("npu.cfg", "virt.cfg", *self._last_fragments)
+
+    @property
+    def _last_fragments(self) -> tuple[str, ...]:
+        driver = "rocket-module.cfg" if self.rocket_module else "rocket-builtin.cfg"
+        return (driver, "debug.cfg") if self.debug else (driver,)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -72,7 +86,12 @@ class KernelOptions:
     @property
     def build_tree(self) -> object:
         """What tells build trees of one source apart."""
-        return self.rocket_module
+        return ("debug", self.rocket_module) if self.debug else self.rocket_module
+
+    @property
+    def expected_steps(self) -> int:
+        """Steps of a first build (7.3.4); later builds count those of the build before."""
+        return 1650 if self.debug else 1550
 
 
 def fragment_files(options: KernelOptions) -> list[Path]:
@@ -80,11 +99,24 @@ def fragment_files(options: KernelOptions) -> list[Path]:
     return [FRAGMENTS / name for name in options.fragments]
 
 
+def merge(texts: Iterable[str]) -> str:
+    """The fragments as one: where two set the same symbol, the later one does (as merge_config.sh has it)."""
+    last: dict[str, str] = {}
+    for line in (raw.strip() for text in texts for raw in text.splitlines()):
+        found = _SYMBOL.match(line)
+        if found:
+            symbol = found[1] or found[2]
+            last.pop(symbol, None)
+            last[symbol] = line
+    return "".join(f"{line}\n" for line in last.values())
+
+
 def key(source: Source, options: KernelOptions) -> str:
     """Cache key of the kernel: source, patches, fragments, device trees, compiler and the way it is built."""
     return digest(
-        "fast kernel 1",
+        "kernel 2",
         recipe(Path(__file__)),
+        options.base,
         source.key,
         patches_digest(options.groups),
         [(path.name, file_digest(path)) for path in fragment_files(options)],
@@ -116,7 +148,7 @@ def build(source: Source, options: KernelOptions, apt: Apt, cache: Cache, out: O
             require(program, package)
         with (
             linux_tree(source, cache, out, log, options.groups) as tree,
-            cache.workdir("kernel-fast", digest(str(tree), options.build_tree)) as objects,
+            workdir(tree, options, cache) as objects,
         ):
             builder = _Builder(tree, objects, options, apt, cache, out, log)
             builder.configure()
@@ -125,6 +157,11 @@ def build(source: Source, options: KernelOptions, apt: Apt, cache: Cache, out: O
             builder.collect(entry, source)
 
     return cache.entry("kernel-fast", key(source, options), make)
+
+
+def workdir(tree: Path, options: KernelOptions, cache: Cache) -> AbstractContextManager[Path]:
+    """The build tree of a source: it stays, and is locked while it is used."""
+    return cache.workdir("kernel-fast", digest(str(tree), options.build_tree))
 
 
 class _Builder:
@@ -170,10 +207,10 @@ class _Builder:
         }
 
     def configure(self) -> None:
-        """allnoconfig with the fragments, checked line by line."""
+        """The base with the fragments, checked line by line."""
         merged = self.objects / "npulab.config"
-        merged.write_text("".join(path.read_text() for path in fragment_files(self.options)))
-        self.make(f"KCONFIG_ALLCONFIG={merged}", "allnoconfig", stage="configuring the kernel")
+        merged.write_text(merge(path.read_text() for path in fragment_files(self.options)))
+        self.make(f"KCONFIG_ALLCONFIG={merged}", self.options.base, stage="configuring the kernel")
         lost = checks.lost_lines(merged.read_text(), (self.objects / ".config").read_text())
         if lost:
             raise KitError(
@@ -187,7 +224,7 @@ class _Builder:
         """Image, and modules when there are any."""
         counter = self.objects / "npulab.steps"
         fresh = not (self.objects / "arch/arm64/boot/Image").is_file()
-        total = float(counter.read_text()) if counter.is_file() else float(EXPECTED_OBJECTS)
+        total = float(counter.read_text()) if counter.is_file() else float(self.options.expected_steps)
         targets = ["Image", *(["modules"] if self.options.rocket_module else [])]
         with self.out.stage("build Linux") as meter:
             steps = self.make(*targets, stage="building the kernel", meter=meter, total=total if fresh else None)
@@ -225,7 +262,7 @@ class _Builder:
         with self.out.stage("check device trees"):
             trees = checks.device_trees(entry / "dtbs")
         component: dict[str, Any] = {
-            "flavour": "fast",
+            "flavour": "debug" if self.options.debug else "fast",
             "release": release,
             "version": version_of(self.tree),
             "source": source.origin,

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lab import __version__
 from lab.assemble import (
@@ -39,18 +39,22 @@ SPACE = 4_000_000_000
 LOG_LIMIT = 8 << 20
 
 
+Flavour = Literal["fast", "debug", "distro"]
+FLAVOURS: tuple[Flavour, ...] = get_args(Flavour)
+
+
 @dataclass(frozen=True)
 class BuildOptions:
     """What to assemble.
 
-    ``kernel``: ``fast`` is a trimmed mainline kernel for the virtual board, ``distro`` is Debian's own with rocket
-    built against it. ``source`` (fast only): None or ``apt`` for Debian's linux-source package, a directory with a
-    kernel tree, a tarball, or an https URL of one followed by ``#sha256=<hex>``. ``qemu_source``: the same for QEMU.
-    ``rocket_module`` (fast only): the driver as a module that the initramfs loads. ``update``: ask the mirror for newer
-    versions instead of keeping those resolved before.
+    ``kernel``: ``fast`` is a trimmed mainline kernel for the virtual board, ``debug`` the same with the kernel's own
+    checkers, ``distro`` is Debian's own with rocket built against it. ``source`` (not distro): None or ``apt`` for
+    Debian's linux-source package, a directory with a kernel tree, a tarball, or an https URL of one followed by
+    ``#sha256=<hex>``. ``qemu_source``: the same for QEMU. ``rocket_module`` (not distro): the driver as a module that
+    the initramfs loads. ``update``: ask the mirror for newer versions instead of keeping those resolved before.
     """
 
-    kernel: Literal["fast", "distro"] = "fast"
+    kernel: Flavour = "fast"
     source: str | Path | None = None
     qemu_source: str | Path | None = None
     jobs: int = field(default_factory=lambda: os.cpu_count() or 1)
@@ -111,7 +115,7 @@ class _Assembly:
             found = distro_kernel.find(self.apt, self.out)
             task = partial(distro_kernel.build, found, self.linux, self.apt, self.cache, jobs, self.out, log)
             return task, ("kernel-distro", distro_kernel.key(found, self.linux))
-        chosen = kernel.KernelOptions(self.options.rocket_module, jobs)
+        chosen = kernel.KernelOptions(self.options.rocket_module, jobs, debug=self.options.kernel == "debug")
         task = partial(kernel.build, self.linux, chosen, self.apt, self.cache, self.out, log)
         return task, ("kernel-fast", kernel.key(self.linux, chosen))
 

@@ -13,7 +13,7 @@ from typing import Any
 from lab import boards
 from lab.assemble import board
 from lab.assemble.artifacts import export
-from lab.assemble.virt import BuildOptions, assemble
+from lab.assemble.virt import FLAVOURS, BuildOptions, assemble
 from lab.errors import ExitCode, KitError
 from lab.output import Output
 
@@ -34,18 +34,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kernel",
         metavar="KERNEL",
-        help="virt: fast, trimmed mainline 7.3, built here (default), or distro, Debian's own 7.3 with rocket built "
-        "against it; a real board: 7.3 (default), another version, or a source as for --source",
+        help="virt: fast, trimmed mainline 7.3, built here (default), debug, the same with its own checkers, or "
+        "distro, Debian's own 7.3 with rocket built against it; a real board: 7.3 (default), another version, or a "
+        "source as for --source",
     )
     parser.add_argument("--without-fixes", action="store_true", help="a real board's driver as mainline has it")
     parser.add_argument("--deb", metavar="DIR", type=Path, help="also make a Debian package of a real board's kernel")
     parser.add_argument(
         "--source",
         metavar="SOURCE",
-        help="kernel source: apt (default), a kernel tree, a tarball, or https://...#sha256=HEX; with --kernel fast",
+        help="kernel source: apt (default), a kernel tree, a tarball, or https://...#sha256=HEX; not for distro",
     )
     parser.add_argument("--qemu-source", metavar="SOURCE", help="QEMU 10.0 source, in the same forms")
-    parser.add_argument("--rocket-module", action="store_true", help="the driver as a module (with --kernel fast)")
+    parser.add_argument("--rocket-module", action="store_true", help="the driver as a module (not for distro)")
     parser.add_argument(
         "--debian-mirror", metavar="URI", help="Debian mirror, where apt has none (NPULAB_DEBIAN_MIRROR)"
     )
@@ -61,17 +62,16 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     if args.board != "virt":
         return _real(args, out)
     args.kernel = args.kernel or "fast"
-    if args.kernel not in ("fast", "distro"):
-        raise KitError(
-            ExitCode.USAGE, f"--kernel {args.kernel}: the virtual board has fast and distro", "or use --source"
-        )
+    if args.kernel not in FLAVOURS:
+        known = ", ".join(FLAVOURS)
+        raise KitError(ExitCode.USAGE, f"--kernel {args.kernel}: the virtual board has {known}", "or use --source")
     if args.without_fixes or args.deb:
         message = "--without-fixes and --deb are for real boards"
         raise KitError(ExitCode.USAGE, message, "the virtual board's kernel is stock")
     if args.kernel == "distro" and (args.source or args.rocket_module):
         raise KitError(
             ExitCode.USAGE,
-            "--source and --rocket-module are for --kernel fast",
+            "--source and --rocket-module are for kernels that are built here",
             "the distro kernel comes from Debian's packages, with rocket as a module",
         )
     started = time.time()

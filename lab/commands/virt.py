@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from lab.assemble.virt import FLAVOURS
 from lab.errors import ExitCode, KitError
 from lab.output import Output
 from lab.process import require
@@ -29,7 +30,10 @@ BOOT_SECONDS = 180.0
 def add_board_options(parser: argparse.ArgumentParser) -> None:
     """What to boot, for every command that boots."""
     parser.add_argument(
-        "--kernel", choices=("fast", "distro"), default="fast", help="trimmed mainline, or Debian's own"
+        "--kernel",
+        choices=FLAVOURS,
+        default="fast",
+        help="trimmed mainline, the same with the kernel's own checkers, or Debian's own",
     )
     parser.add_argument(
         "--dtb",

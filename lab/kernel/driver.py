@@ -51,7 +51,7 @@ def build(cache: Cache, out: Output, jobs: int, helpers: Path | None = None) -> 
     def make(entry: Path) -> None:
         with (
             sources.linux_tree(source, cache, out, log) as tree,
-            cache.workdir("kernel-fast", digest(str(tree), options.rocket_module)) as objects,
+            kernel.workdir(tree, options, cache) as objects,
         ):
             if not (objects / "Module.symvers").is_file():
                 message = f"the build tree {objects} is not complete"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lab.assemble.artifacts import ArtifactSet, load
-from lab.assemble.virt import BuildOptions, assemble
+from lab.assemble.virt import FLAVOURS, BuildOptions, assemble
+from lab.errors import ExitCode, KitError
 from lab.output import Output
 from lab.virt.board import BoardConfig
 from lab.virt.dtb import require_npu
@@ -19,7 +20,11 @@ def find_artifacts(path: str | Path | None, kernel: str, out: Output) -> Artifac
     """The set in a directory, or without one the cached set of that kernel, assembled if need be."""
     if path:
         return load(Path(path))
-    return assemble(BuildOptions(kernel="distro" if kernel == "distro" else "fast"), out)
+    flavour = next((name for name in FLAVOURS if name == kernel), None)
+    if flavour is None:
+        message = f"the virtual board has no kernel {kernel}"
+        raise KitError(ExitCode.USAGE, message, f"one of {', '.join(FLAVOURS)}")
+    return assemble(BuildOptions(kernel=flavour), out)
 
 
 def find_dtb(artifacts: ArtifactSet, board: str) -> Path:

@@ -14,31 +14,23 @@ from lab.errors import KitError
 
 
 def make_module(path: Path, *, machine: int = 183, release: str = "7.3.4-npulab", **fields: str) -> Path:
-    """An ELF object with a ``.modinfo`` section and nothing else. 183 is EM_AARCH64 (elf(5))."""
+    """An ELF object with ``.modinfo``, an empty symbol table and nothing else. 183 is EM_AARCH64 (elf(5))."""
     items = {"vermagic": f"{release} SMP preempt mod_unload aarch64", "name": path.stem, **fields}
     info = b"".join(f"{key}={value}".encode() + b"\0" for key, value in items.items() if value)
-    names = b"\0.modinfo\0.shstrtab\0"
-    header = struct.pack(
-        "<16sHHIQQQIHHHHHH",
-        b"\x7fELF\x02\x01\x01",
-        1,
-        machine,
-        1,
-        0,
-        0,
-        64 + len(info) + len(names),
-        0,
-        64,
-        0,
-        0,
-        64,
-        3,
-        2,
-    )
+    names = b"\0.modinfo\0.shstrtab\0.symtab\0"
+    symbols = b"\0" * 24
+    places, offset = [], 64
+    for part in (info, names, symbols):
+        places.append((offset, len(part)))
+        offset += len(part)
+    magic = b"\x7fELF\x02\x01\x01"
+    header = struct.pack("<16sHHIQQQIHHHHHH", magic, 1, machine, 1, 0, 0, offset, 0, 64, 0, 0, 64, 4, 2)
+    # (name, type, link, size of an entry): .modinfo, .shstrtab, .symtab with the null symbol
+    kinds = ((1, 1, 0, 0), (10, 3, 0, 0), (20, 2, 2, 24))
     sections = b"\0" * 64
-    sections += struct.pack("<IIQQQQIIQQ", 1, 1, 2, 0, 64, len(info), 0, 0, 1, 0)
-    sections += struct.pack("<IIQQQQIIQQ", 10, 3, 0, 0, 64 + len(info), len(names), 0, 0, 1, 0)
-    path.write_bytes(header + info + names + sections)
+    for (name, kind, link, entry), place in zip(kinds, places, strict=True):
+        sections += struct.pack("<IIQQQQIIQQ", name, kind, 0, 0, *place, link, 0, 1, entry)
+    path.write_bytes(header + info + names + symbols + sections)
     return path
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -114,6 +115,20 @@ def test_an_edit_is_another_kernel(bench: Bench) -> None:
 
 
 def test_every_fragment_line_is_a_symbol() -> None:
-    for path in kernel.fragment_files(OPTIONS):
+    for path in sorted(kernel.FRAGMENTS.glob("*.cfg")):
         for line in path.read_text().splitlines():
             assert line.startswith(("#", "CONFIG_")), f"{path.name}: {line}"
+
+
+def test_later_fragments_win_and_every_line_is_there_once() -> None:
+    merged = kernel.merge(["# words\nCONFIG_A=y\nCONFIG_B=m\n", 'CONFIG_C="x"\n# CONFIG_A is not set\nCONFIG_B=y\n'])
+    assert merged == 'CONFIG_C="x"\n# CONFIG_A is not set\nCONFIG_B=y\n'
+
+
+def test_debug_kernel_is_the_fast_one_and_more() -> None:
+    debug = replace(OPTIONS, debug=True)
+    assert debug.fragments == (*OPTIONS.fragments, "debug.cfg")
+    assert debug.build_tree != OPTIONS.build_tree
+    merged = kernel.merge(path.read_text() for path in kernel.fragment_files(debug)).splitlines()
+    assert 'CONFIG_LOCALVERSION="-npulab-debug"' in merged and 'CONFIG_LOCALVERSION="-npulab"' not in merged
+    assert {"CONFIG_KASAN=y", "CONFIG_PROVE_LOCKING=y", "CONFIG_DMA_API_DEBUG=y"} < set(merged)
