@@ -25,7 +25,7 @@ from .stages import Operands
 
 _USE_ALU, _USE_ZERO_POINT, _USE_MUL, _USE_TRT = 1, 2, 4, 8
 _USE_ALL = _USE_ALU | _USE_ZERO_POINT | _USE_MUL
-_CHUNK_CHANNELS = 8
+_CHUNK_CHANNELS, _CHUNK_BYTES = 8, 64
 _COMB_SPLIT = 5
 _PER_CHANNEL, _PER_PIXEL = 0, 1
 _SIZE_DTYPE = {SIZE_8: "<u1", SIZE_16: "<u2", SIZE_32: "<u4"}
@@ -78,29 +78,32 @@ def feed(ctx: Context, f: Fields, dpu: Fields) -> Feeds:
     return feeds
 
 
+def operand_bytes(use: int, channels: int) -> int:
+    """Bytes of the per-channel operands that a DATA_USE field asks for; 0 for a use that is not known."""
+    chunks = -(-channels // _CHUNK_CHANNELS)
+    return {_USE_ALU: 4 * channels, _USE_MUL: 2 * channels, _USE_ALL: _CHUNK_BYTES * chunks}.get(use, 0)
+
+
 def _operands(ctx: Context, unit: str, use: int, base: int, channels: int, dpu: Fields) -> Operands:
     """Per-channel operands of BS or BN; ``use`` says what the stream holds."""
     require(base % ATOM == 0, f"{unit} base {base:#x} is not 16-byte aligned")
     alu_kind = np.int32 if dpu["PROC_PRECISION"] in INTEGER else np.float32
+    size = operand_bytes(use, channels)
+    if not size or (use == _USE_ALL and unit != "brdma"):
+        raise Unsupported(f"DPU_RDMA {unit} DATA_USE {use:#x}")
+    raw = ctx.port.read(base, size)
+    ctx.meter.dma(unit, size)
     if use == _USE_ALU:
-        raw = ctx.port.read(base, 4 * channels)
-        ctx.meter.dma(unit, len(raw))
         return Operands(alu=raw.view(alu_kind).copy())
     if use == _USE_MUL:
-        raw = ctx.port.read(base, 2 * channels)
-        ctx.meter.dma(unit, len(raw))
         return Operands(mul=raw.view(np.uint16).copy())
-    if use == _USE_ALL and unit == "brdma":
-        chunks = -(-channels // _CHUNK_CHANNELS)
-        raw = ctx.port.read(base, 64 * chunks).reshape(chunks, 64)
-        ctx.meter.dma(unit, raw.size)
-        parts = [np.ascontiguousarray(raw[:, a:b]) for a, b in ((0, 32), (32, 48), (48, 64))]
-        return Operands(
-            alu=parts[0].view(alu_kind).reshape(-1)[:channels],
-            zero_point=parts[1].view(np.int16).reshape(-1)[:channels],
-            mul=parts[2].view(np.uint16).reshape(-1)[:channels],
-        )
-    raise Unsupported(f"DPU_RDMA {unit} DATA_USE {use:#x}")
+    chunks = raw.reshape(-1, _CHUNK_BYTES)
+    alu, zero_point, mul = (np.ascontiguousarray(chunks[:, a:b]) for a, b in ((0, 32), (32, 48), (48, 64)))
+    return Operands(
+        alu=alu.view(alu_kind).reshape(-1)[:channels],
+        zero_point=zero_point.view(np.int16).reshape(-1)[:channels],
+        mul=mul.view(np.uint16).reshape(-1)[:channels],
+    )
 
 
 def _cube(ctx: Context, unit: str, base: int, atoms: int, f: Fields, notch: int, stride: int, dtype: str) -> Array:

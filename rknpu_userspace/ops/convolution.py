@@ -17,9 +17,9 @@ import numpy.typing as npt
 from rknpu_userspace import layout, regcmd
 from rknpu_userspace.backend import Buffer, Context, Job
 from rknpu_userspace.formats import OUTPUTS
-from rknpu_userspace.plan.geometry import Chunk, Plan, axes
+from rknpu_userspace.plan.geometry import Chunk, Plan, axes, chunk_channels
 from rknpu_userspace.plan.tasks import Places, Post, fetch_at_job_starts, job_sizes, last_atom, row_bytes_in, tasks
-from rknpu_userspace.plan.tiling import Part, chunk_channels
+from rknpu_userspace.plan.tiling import Part
 from rknpu_userspace.quant import ChannelRequant, apply
 from rknpu_userspace.unit import BufferUnit
 

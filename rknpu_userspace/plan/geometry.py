@@ -8,8 +8,9 @@ channels. Coordinates are half-open ranges.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
-from rknpu_userspace.formats import ATOM, INPUTS, OUTPUTS, InputFormat, OutputFormat
+from rknpu_userspace.formats import INPUTS, OUTPUTS, InputFormat, OutputFormat
 from rknpu_userspace.layout import align, ceil_div, weight_channels, weight_kernels
 
 from . import limits
@@ -95,6 +96,15 @@ class Problem:
         """Multiply-accumulates that the result needs."""
         per_pixel = self.kernel_height * self.kernel_width * self.out_channels
         return self.out_height * self.out_width * per_pixel * (1 if self.depthwise else self.channels)
+
+    def bound_bytes(self, images: int) -> int:
+        """Each input, weight and output byte once, without padding. Lines that no window reaches do not count."""
+        vertical, horizontal = axes(self, Chunk(0, self.channels, 0, self.kernel_height, 0, self.kernel_width))
+        pixels = vertical.window(0, self.out_height)[1] * horizontal.window(0, self.out_width)[1]
+        per_kernel = self.kernel_height * self.kernel_width * (1 if self.depthwise else self.channels)
+        operands = images * pixels * self.channels + per_kernel * self.out_channels
+        results = images * self.out_height * self.out_width * self.out_channels
+        return ceil_div(operands * self.input.bits, 8) + results * self.output.nbytes
 
     @property
     def in_bytes(self) -> int:
@@ -214,9 +224,19 @@ def axes(problem: Problem, chunk: Chunk) -> tuple[Axis, Axis]:
     )
 
 
+def chunk_channels(problem: Problem, chunk: Chunk) -> int:
+    """Input channels of a chunk as they lie in memory: whole atoms, whole channel groups for row-major features."""
+    form = problem.input
+    unit = max(form.channel_group, form.atom_channels) if problem.rows_in else form.atom_channels
+    return align(chunk.c1 - chunk.c0, unit)
+
+
 @dataclass(frozen=True)
 class Tile:
-    """One task: output lines [y0, y1), columns [x0, x1), kernels [n0, n1) of one chunk of one image."""
+    """One task: output lines [y0, y1), columns [x0, x1), kernels [n0, n1) of one chunk of one image.
+
+    ``weight_reuse`` and ``data_reuse``: the task before it has left the weights or the features in the CBUF.
+    """
 
     image: int
     chunk: int
@@ -228,6 +248,7 @@ class Tile:
     n1: int
     data_banks: int
     weight_reuse: bool
+    data_reuse: bool = False
 
 
 @dataclass(frozen=True)
@@ -235,7 +256,6 @@ class Plan:
     """The tasks of a problem over ``images`` images, in order.
 
     ``partial``: the chunks write partial sums one behind the other, in ``out``; the host adds them up.
-    ``dma_bytes`` are those of features, weights and output.
     """
 
     problem: Problem
@@ -243,33 +263,53 @@ class Plan:
     chunks: tuple[Chunk, ...]
     tiles: tuple[Tile, ...]
     out: str
-    dma_in: int
-    dma_weights: int
-    dma_out: int
 
     @property
     def partial(self) -> bool:
         """Whether the host has to add up partial sums, or to widen the only one."""
         return len(self.chunks) > 1 or self.out != self.problem.out
 
+    @cached_property
+    def axes(self) -> tuple[tuple[Axis, Axis], ...]:
+        """Vertical and horizontal axis of every chunk."""
+        return tuple(axes(self.problem, chunk) for chunk in self.chunks)
+
+    def tile_bytes(self, tile: Tile) -> tuple[int, int, int]:
+        """Bytes of features, weights and results that a tile's task moves."""
+        problem, chunk = self.problem, self.chunks[tile.chunk]
+        form, kernels = problem.input, tile.n1 - tile.n0
+        vertical, horizontal = self.axes[tile.chunk]
+        height, width = vertical.window(tile.y0, tile.y1)[1], horizontal.window(tile.x0, tile.x1)[1]
+        channels = align(kernels, form.atom_channels) if problem.depthwise else chunk_channels(problem, chunk)
+        stored = 1 if problem.depthwise else weight_kernels(kernels)
+        pixels = (tile.y1 - tile.y0) * (tile.x1 - tile.x0)
+        return (
+            0 if tile.data_reuse else form.nbytes(height * width * channels),
+            0 if tile.weight_reuse else stored * form.nbytes(chunk.taps * channels),
+            pixels * align(kernels, problem.output_group) * OUTPUTS[self.out].nbytes,
+        )
+
+    @cached_property
+    def dma(self) -> tuple[int, int, int]:
+        """Bytes of features, weights and results that the NPU moves."""
+        features = weights = results = 0
+        for tile in self.tiles:
+            read, kernels, written = self.tile_bytes(tile)
+            features, weights, results = features + read, weights + kernels, results + written
+        return features, weights, results
+
     @property
     def dma_bytes(self) -> int:
-        """Bytes of features, weights and results that the NPU moves."""
-        return self.dma_in + self.dma_weights + self.dma_out
+        """Bytes of features, weights and results together."""
+        return sum(self.dma)
 
     @property
     def bound_bytes(self) -> int:
         """Each input, weight and output byte once."""
-        problem = self.problem
-        return self.images * (problem.in_bytes + problem.out_bytes) + problem.weight_bytes
+        return self.problem.bound_bytes(self.images)
 
     @property
     def image_bytes(self) -> int:
         """Output bytes of one chunk of one image."""
         problem = self.problem
         return problem.out_height * problem.out_width * problem.stored_outputs * OUTPUTS[self.out].nbytes
-
-
-def atoms(nbytes: int) -> int:
-    """Bytes to atoms."""
-    return nbytes // ATOM

@@ -25,8 +25,12 @@ MAX_BYTES_PER_KERNEL = BANK_BYTES
 MAX_TASK_KERNELS = 4096
 """Output channels of a task: 13-bit fields, but the exact maximum corrupts the tail, and fp16 tasks with 8192 outputs
 make a later int8 task time out (HM docs/ATTENTION.md)."""
-MAX_DATA_BANKS_MATMUL = 8
-"""Feature banks of a one pixel wide tile (HM: 16 go wrong, RU: one bank of slack is needed)."""
+SLACK_BANKS = 1
+"""Banks that an integer tile of one pixel's width leaves free behind its features: without, the last rows of some
+sizes go wrong; float16 and wider tiles need none (RN encodings/cbuf-bank-slack.md)."""
+MAX_SLAB_START = 2048
+"""A line lies in the CBUF as slabs of 64 bytes of every pixel; the last slab's first entry counts 11 bits, beyond which
+the highest channels read the line's front (measured at seven widths: iree-rocket LIMITS.md)."""
 MAX_NOTCH = 8191
 MAX_CHANNELS_PER_TASK = {"int4": 480, "int8": 8192, "float16": 8192, "bfloat16": 8192, "tfloat32": 4096}
 """Input channels (K of a matmul) that clients have run in one task; int4 less, so that no int16 sum can saturate."""

@@ -7,7 +7,7 @@ Register values follow Mesa (rkt_regcmd.c, rkt_task.c) and the matmul clients of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rknpu_userspace.formats import ATOM, OUTPUTS
 from rknpu_userspace.layout import align, ceil_div, weight_kernels
@@ -15,8 +15,8 @@ from rknpu_userspace.quant import CHANNEL_SHIFT, ChannelRequant, Requant
 from rknpu_userspace.task import ALU_ADD, DEPTHWISE, DIRECT, Conv, Dpu, Rdma, Stage, TaskConfig
 
 from . import limits
-from .geometry import Axis, Chunk, Plan, Problem, Tile, axes
-from .tiling import chunk_channels
+from .geometry import Axis, Chunk, Plan, Problem, Tile, chunk_channels
+from .jobs import fetch_at_job_starts, job_sizes, seconds
 
 _BRDMA_ALU, _BRDMA_ALL = 1, 7
 """int32 per channel; or per 8 channels 8 int32 (ALU), 8 int16 (zero points), 8 int16 (multipliers)."""
@@ -28,7 +28,8 @@ _NARROW = ("float16", "bfloat16")
 class Post:
     """What the DPU does with the sums: bias, ReLU, requantisation; the weights' zero point (int8).
 
-    A plan with partial sums has none of it but the zero point: the host does it after adding up.
+    ``bound`` is the upper end of the ReLU, in the units that the requantisation starts from. A plan with partial sums
+    has none of it but the zero point: the host does it after adding up.
     """
 
     bias: bool = False
@@ -36,6 +37,7 @@ class Post:
     requant: Requant | ChannelRequant | None = None
     zero_point: int = 0
     pad_value: int = 0
+    bound: int | None = None
 
     @property
     def per_channel(self) -> bool:
@@ -63,21 +65,10 @@ def row_bytes_in(problem: Problem) -> int:
     return problem.input.nbytes(problem.stored_channels)
 
 
-def weight_sizes(plan: Plan) -> list[int]:
-    """Bytes of each chunk's packed weights."""
-    problem = plan.problem
-    sizes = []
-    for chunk in plan.chunks:
-        kernels = 1 if problem.depthwise else weight_kernels(problem.out_channels)
-        sizes.append(kernels * problem.input.nbytes(chunk.taps * chunk_channels(problem, chunk)))
-    return sizes
-
-
 def tasks(plan: Plan, post: Post, places: Places) -> Iterator[TaskConfig]:
     """The task of every tile, in order."""
-    spans = [axes(plan.problem, chunk) for chunk in plan.chunks]
     for tile in plan.tiles:
-        vertical, horizontal = spans[tile.chunk]
+        vertical, horizontal = plan.axes[tile.chunk]
         yield TaskConfig(
             _conv(plan, tile, vertical, horizontal, post, places),
             _dpu(plan, tile, post, places),
@@ -154,6 +145,7 @@ def _conv(plan: Plan, tile: Tile, vertical: Axis, horizontal: Axis, post: Post, 
         pad_value=(post.pad_value & 0xFF) * 0x01010101,
         line_by_line=line_by_line,
         grains=height + 1,
+        data_reuse=int(tile.data_reuse),
         weight_reuse=int(tile.weight_reuse),
         zero_point_path=int(_uses_zero_point(plan, post) or form.name == "int16"),
     )
@@ -179,6 +171,8 @@ def _stage(plan: Plan, post: Post) -> Stage:
         mul_shift=shift,
         mul_shift_negative=shift,
         relu_bypass=int(not post.relu),
+        relux=int(post.bound is not None),
+        relux_bound=post.bound or 0,
     )
 
 
@@ -243,47 +237,14 @@ def _rdma(plan: Plan, tile: Tile, post: Post, places: Places) -> Rdma:
     )
 
 
-def seconds(plan: Plan, tile: Tile) -> float:
-    """Estimated time of a tile's task at 200 MHz, for grouping tasks into jobs that end before the driver's timeout."""
-    problem = plan.problem
-    chunk = plan.chunks[tile.chunk]
-    channels = tile.n1 - tile.n0 if problem.depthwise else chunk_channels(problem, chunk)
-    pixels = (tile.y1 - tile.y0) * (tile.x1 - tile.x0)
-    kernels = 1 if problem.depthwise else align(tile.n1 - tile.n0, problem.output_group)
-    macs = pixels * chunk.taps * channels * kernels
-    cycles = macs * (32 if problem.depthwise else 1) // problem.input.macs_per_cycle
-    moved = (
-        pixels * (channels * problem.stride_y * problem.stride_x + 4 * kernels) + chunk.taps * channels * kernels * 2
-    )
-    return (max(cycles, moved // limits.DMA_BYTES_PER_CYCLE) + limits.TASK_OVERHEAD_CYCLES) / limits.CLOCK_HZ
-
-
-def fetch_at_job_starts(plan: Plan, sizes: list[int]) -> Plan:
-    """The plan with weights fetched anew by the first task of every job.
-
-    Between two jobs the core may have run somebody else's, so the CBUF does not hold what the last task left there.
-    """
-    starts = set()
-    at = 0
-    for size in sizes:
-        starts.add(at)
-        at += size
-    tiles = tuple(
-        replace(tile, weight_reuse=False) if index in starts and tile.weight_reuse else tile
-        for index, tile in enumerate(plan.tiles)
-    )
-    return replace(plan, tiles=tiles)
-
-
-def job_sizes(plan: Plan, most: float = limits.MAX_JOB_SECONDS) -> list[int]:
-    """How many tiles go into each job: as many as are estimated to end well before the driver's timeout."""
-    sizes: list[int] = []
-    total = most
-    for tile in plan.tiles:
-        cost = seconds(plan, tile)
-        if total + cost > most and (not sizes or sizes[-1]):
-            sizes.append(0)
-            total = 0.0
-        sizes[-1] += 1
-        total += cost
-    return sizes
+__all__ = [
+    "Places",
+    "Post",
+    "fetch_at_job_starts",
+    "job_sizes",
+    "last_atom",
+    "out_place",
+    "row_bytes_in",
+    "seconds",
+    "tasks",
+]

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: MIT
 """How a problem is cut into tasks so that it fits the CBUF, with the least DMA traffic.
 
-The CBUF holds a tile's features and, beside them, at least one kernel group. Two ways of using it are weighed for every
-split of the banks:
+The CBUF holds a tile's features and, beside them, at least one kernel group. The tasks form a grid of spatial tiles by
+blocks of kernels, which is walked in one of two ways:
 
-* *streaming*: the features stay, all kernel groups pass by; every spatial tile fetches all weights;
-* *resident*: some kernel groups stay, the spatial tiles pass by (WEIGHT_REUSE); every group of kernels fetches all
-  features.
+* *features outside*: a tile stays (DATA_REUSE) while all kernels pass by; every tile fetches all weights;
+* *kernels outside*: a block of kernels stays (WEIGHT_REUSE) while the tiles pass by; every block fetches all features.
+
+Every second line of the grid is walked backwards, so that what is in the CBUF at its end serves the next one too.
 
 When kernels are long, the sum may also be cut into *chunks* of input channels (or, if even that is not enough, of
 taps): the NPU writes one partial result per chunk in int32 or float32, and the host adds them up exactly. A partial
@@ -25,7 +26,8 @@ from rknpu_userspace.formats import OUTPUTS, PARTIAL
 from rknpu_userspace.layout import align, ceil_div
 
 from . import limits
-from .geometry import Axis, Chunk, Plan, Problem, Tile, axes
+from .geometry import Axis, Chunk, Plan, Problem, Tile, axes, chunk_channels
+from .jobs import fetch_at_job_starts, job_sizes
 
 _CHUNK_COUNTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128)
 _WIDTH_CUTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -35,20 +37,20 @@ _GOOD_ENOUGH = 1.02
 
 @dataclass(frozen=True)
 class _Cut:
-    """How one chunk is tiled: spatial tile, kernels per task, and what it costs."""
+    """How one chunk is tiled and walked, and what it costs. ``whole``: a task's kernels fit the weight banks."""
 
     tile_height: int
     tile_width: int
     kernels: int
     data_banks: int
-    resident: bool
-    dma_in: int
-    dma_weights: int
+    whole: bool
+    kernels_outside: bool
+    dma: int
     tasks: int
 
     @property
     def cost(self) -> int:
-        return self.dma_in + self.dma_weights + self.tasks * limits.TASK_OVERHEAD_BYTES
+        return self.dma + self.tasks * limits.TASK_OVERHEAD_BYTES
 
 
 def _pieces(start: int, stop: int, step: int) -> Iterator[tuple[int, int]]:
@@ -63,13 +65,6 @@ def _covered(axis: Axis, step: int) -> int:
 
 def _widest(axis: Axis, step: int) -> int:
     return max(axis.window(a, b)[1] for a, b in _pieces(*axis.valid, step))
-
-
-def chunk_channels(problem: Problem, chunk: Chunk) -> int:
-    """Input channels of a chunk as they lie in memory: whole atoms, whole channel groups for row-major features."""
-    form = problem.input
-    unit = max(form.channel_group, form.atom_channels) if problem.rows_in else form.atom_channels
-    return align(chunk.c1 - chunk.c0, unit)
 
 
 def _tile_height(axis: Axis, line_entries: int, banks: int) -> int:
@@ -87,7 +82,7 @@ def _even(total: int, step: int) -> int:
 
 
 def _kernel_options(problem: Problem, per_kernel: int) -> Iterator[tuple[int, int, bool]]:
-    """(kernels per task, weight banks, resident) that are worth weighing."""
+    """(kernels per task, weight banks, whether they fit these) that are worth weighing."""
     group = problem.output_group
     kernels = problem.out_channels
     groups = ceil_div(kernels, group)
@@ -108,7 +103,7 @@ def _kernel_options(problem: Problem, per_kernel: int) -> Iterator[tuple[int, in
 
 
 def _depthwise_options(problem: Problem, taps_bytes: int) -> Iterator[tuple[int, int, bool]]:
-    """(channels per task, weight banks, resident) of a depthwise problem: weights are small, features are not."""
+    """(channels per task, weight banks, whether they fit): depthwise weights are small, features are not."""
     group = problem.output_group
     groups = ceil_div(problem.out_channels, group)
     most = min(groups, limits.MAX_TASK_KERNELS // group)
@@ -119,55 +114,69 @@ def _depthwise_options(problem: Problem, taps_bytes: int) -> Iterator[tuple[int,
 
 
 def _cuts(problem: Problem, chunk: Chunk, images: int) -> Iterator[_Cut]:
-    """Every way of tiling a chunk that fits the CBUF."""
+    """Every way of tiling and walking a chunk that fits the CBUF."""
     form = problem.input
     channels = chunk_channels(problem, chunk)
     per_kernel = form.nbytes(chunk.taps * channels)
-    if not problem.depthwise and per_kernel > limits.MAX_BYTES_PER_KERNEL:
+    if problem.depthwise:
+        options = _depthwise_options(problem, form.nbytes(chunk.taps))
+    elif per_kernel > limits.MAX_BYTES_PER_KERNEL:
         return
+    else:
+        options = _kernel_options(problem, per_kernel)
     vertical, horizontal = axes(problem, chunk)
-    one_pixel = problem.width == 1
+    for kernels, weight_banks, whole in options:
+        fetched = align(kernels, form.atom_channels) if problem.depthwise else channels
+        for height, width in _spatial(vertical, horizontal, problem, form.nbytes(fetched), weight_banks):
+            tiles = images * _count(vertical, height) * _count(horizontal, width)
+            pixels = images * _covered(vertical, height) * _covered(horizontal, width)
+            blocks = ceil_div(problem.out_channels, kernels)
+            features = pixels * form.nbytes(align(problem.out_channels, form.atom_channels))
+            weights = form.nbytes(chunk.taps * features // pixels)
+            walks: tuple[tuple[bool, int], ...] = ((True, features + weights),)
+            if not problem.depthwise:
+                features = pixels * form.nbytes(channels)
+                weights = per_kernel * align(problem.out_channels, 2)
+                walks = _walks(features, weights, tiles, blocks, whole)
+            for kernels_outside, dma in walks:
+                banks = limits.CBUF_BANKS - weight_banks
+                yield _Cut(height, width, kernels, banks, whole, kernels_outside, dma, tiles * blocks)
+
+
+def _walks(features: int, weights: int, tiles: int, blocks: int, whole: bool) -> tuple[tuple[bool, int], ...]:
+    """(kernels outside, bytes fetched) of both ways through the grid; turns keep a tile, or a block that fits."""
+    outside = blocks * features - (blocks - 1) * features // tiles + weights
+    inside = features + tiles * weights
+    if not whole:
+        return ((False, inside),)
+    return (True, outside), (False, inside - (tiles - 1) * weights // blocks)
+
+
+def _count(axis: Axis, step: int) -> int:
+    return ceil_div(axis.valid[1] - axis.valid[0], step)
+
+
+def _spatial(
+    vertical: Axis, horizontal: Axis, problem: Problem, pixel_bytes: int, weight_banks: int
+) -> Iterator[tuple[int, int]]:
+    """(height, width) in outputs of the tiles that fit beside the weights: the highest for every width."""
     columns = horizontal.valid[1] - horizontal.valid[0]
     rows = vertical.valid[1] - vertical.valid[0]
-    options = (
-        _depthwise_options(problem, form.nbytes(chunk.taps))
-        if problem.depthwise
-        else _kernel_options(problem, per_kernel)
-    )
-    for kernels, weight_banks, resident in options:
-        fetched = align(kernels, form.atom_channels) if problem.depthwise else channels
-        task_count = ceil_div(problem.out_channels, kernels)
-        banks = limits.CBUF_BANKS - weight_banks - int(one_pixel)
-        if one_pixel:
-            banks = min(banks, limits.MAX_DATA_BANKS_MATMUL)
-        if banks < 1:
+    last = 0
+    for cut in _WIDTH_CUTS:
+        width = ceil_div(columns, cut)
+        if width == last:
+            return
+        last = width
+        widest = _widest(horizontal, width)
+        slabs = ceil_div(pixel_bytes, limits.ENTRY_BYTES)
+        if max(width, widest) > limits.MAX_WIDTH or (widest > 1 and (slabs - 1) * widest > limits.MAX_SLAB_START):
             continue
-        for cut in _WIDTH_CUTS:
-            width = ceil_div(columns, cut)
-            if cut > 1 and ceil_div(columns, cut - 1) == width:
-                break
-            widest = _widest(horizontal, width)
-            if width > limits.MAX_WIDTH or widest > limits.MAX_WIDTH:
-                continue
-            entries = ceil_div(form.nbytes(widest * fetched), limits.ENTRY_BYTES)
-            height = _tile_height(vertical, entries, banks)
-            if height < 1:
-                continue
-            height = _even(rows, height)
-            spatial = ceil_div(rows, height) * ceil_div(columns, width) * images
-            pixels = _covered(vertical, height) * _covered(horizontal, width)
-            per_pixel = form.nbytes(channels) * (1 if problem.depthwise else task_count)
-            weights = form.nbytes(chunk.taps * channels) * (1 if problem.depthwise else align(problem.out_channels, 2))
-            yield _Cut(
-                height,
-                width,
-                kernels,
-                limits.CBUF_BANKS - weight_banks,
-                resident,
-                images * pixels * per_pixel,
-                weights if resident else weights * spatial,
-                spatial * task_count,
-            )
+        slack = limits.SLACK_BANKS if widest == 1 and not problem.input.is_float else 0
+        banks = limits.CBUF_BANKS - weight_banks - slack
+        height = _tile_height(vertical, ceil_div(pixel_bytes * widest, limits.ENTRY_BYTES), banks)
+        if height > 0:
+            yield _even(rows, height), width
 
 
 def _channel_chunks(problem: Problem, count: int) -> tuple[Chunk, ...] | None:
@@ -205,7 +214,7 @@ def _best(problem: Problem, chunks: tuple[Chunk, ...], images: int) -> list[_Cut
     for chunk in chunks:
         vertical, horizontal = axes(problem, chunk)
         if vertical.valid[0] == vertical.valid[1] or horizontal.valid[0] == horizontal.valid[1]:
-            cuts.append(_Cut(1, 1, problem.out_channels, 1, False, 0, 0, 0))
+            cuts.append(_Cut(1, 1, problem.out_channels, 1, False, False, 0, 0))
             continue
         key = (chunk.c1 - chunk.c0, chunk.ky0, chunk.ky1, chunk.kx0, chunk.kx1)
         if key not in known:
@@ -236,7 +245,7 @@ def make_plan(problem: Problem, images: int = 1, whole_sums: bool = False) -> Pl
     problem.check()
     best: tuple[int, tuple[Chunk, ...], list[_Cut]] | None = None
     most = limits.MAX_CHANNELS_PER_TASK[problem.form]
-    bound = images * (problem.in_bytes + problem.out_bytes) + problem.weight_bytes
+    least = images * (problem.in_bytes + problem.out_bytes) + problem.weight_bytes
     for count in (1,) if problem.depthwise or whole_sums else _CHUNK_COUNTS:
         chunks = _channel_chunks(problem, count) if not problem.depthwise else _whole(problem)
         if chunks is None or (not problem.depthwise and chunks[0].c1 > most):
@@ -250,7 +259,7 @@ def make_plan(problem: Problem, images: int = 1, whole_sums: bool = False) -> Pl
         cost = written + sum(cut.cost for cut in cuts)
         if best is None or cost < best[0]:
             best = (cost, chunks, cuts)
-        if best[0] <= bound * _GOOD_ENOUGH + limits.TASK_OVERHEAD_BYTES:
+        if best[0] <= least * _GOOD_ENOUGH + limits.TASK_OVERHEAD_BYTES:
             break
     if best is None and whole_sums:
         raise ValueError(f"this layer needs partial sums, which a chain of layers can not add up: {problem}")
@@ -277,25 +286,32 @@ def _by_taps(problem: Problem, images: int) -> tuple[int, tuple[Chunk, ...], lis
 def _plan(problem: Problem, images: int, chunks: tuple[Chunk, ...], cuts: list[_Cut]) -> Plan:
     tiles: list[Tile] = []
     for index, (chunk, cut) in enumerate(zip(chunks, cuts, strict=True)):
-        vertical, horizontal = axes(problem, chunk)
-        for n0, n1 in _pieces(0, problem.out_channels, cut.kernels):
-            first = True
-            for image in range(images):
-                for y0, y1 in _pieces(*vertical.valid, cut.tile_height):
-                    for x0, x1 in _pieces(*horizontal.valid, cut.tile_width):
-                        reuse = cut.resident and not first
-                        tiles.append(Tile(image, index, y0, y1, x0, x1, n0, n1, cut.data_banks, reuse))
-                        first = False
-    return Plan(
-        problem,
-        images,
-        chunks,
-        tuple(tiles),
-        npu_format(problem, len(chunks)),
-        sum(cut.dma_in for cut in cuts),
-        sum(cut.dma_weights for cut in cuts),
-        _out_bytes(problem, len(chunks), images),
-    )
+        tiles += _tiles(problem, index, chunk, cut, images)
+    plan = Plan(problem, images, chunks, tuple(tiles), npu_format(problem, len(chunks)))
+    return fetch_at_job_starts(plan, job_sizes(plan))
+
+
+def _tiles(problem: Problem, index: int, chunk: Chunk, cut: _Cut, images: int) -> Iterator[Tile]:
+    """The grid of a chunk, walked to and fro."""
+    vertical, horizontal = axes(problem, chunk)
+    places = [
+        (image, *y, *x)
+        for image in range(images)
+        for y in _pieces(*vertical.valid, cut.tile_height)
+        for x in _pieces(*horizontal.valid, cut.tile_width)
+    ]
+    blocks = list(_pieces(0, problem.out_channels, cut.kernels))
+    if cut.kernels_outside:
+        grid = [(place, block) for at, block in enumerate(blocks) for place in places[:: -1 if at % 2 else 1]]
+    else:
+        grid = [(place, block) for at, place in enumerate(places) for block in blocks[:: -1 if at % 2 else 1]]
+    before: tuple[object, object] = (None, None)
+    for place, block in grid:
+        weight_reuse = cut.whole and before[1] == block
+        data_reuse = not problem.depthwise and before[0] == place
+        image, y0, y1, x0, x1 = place
+        yield Tile(image, index, y0, y1, x0, x1, *block, cut.data_banks, weight_reuse, data_reuse)
+        before = (place, block)
 
 
 @dataclass(frozen=True)

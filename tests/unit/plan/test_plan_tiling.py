@@ -23,6 +23,7 @@ from rknpu_userspace.plan.tasks import (
     seconds,
     tasks,
 )
+from rknpu_userspace.task import Conv
 
 
 @st.composite
@@ -67,7 +68,7 @@ def test_tiles_cover_and_fit(problem: Problem) -> None:
     plan = make_plan(problem)
     check_cover(plan)
     places = Places(0, (0,) * len(plan.chunks), 0, 0)
-    fetched = False
+    before: Conv | None = None
     for tile, task in zip(plan.tiles, tasks(plan, Post(), places), strict=True):
         conv = task.conv
         assert conv is not None
@@ -75,15 +76,24 @@ def test_tiles_cover_and_fit(problem: Problem) -> None:
         assert max(conv.width, conv.out_width) <= limits.MAX_WIDTH
         assert conv.data_banks + conv.weight_banks == 12
         used = -(-conv.data_entries * 64 * conv.height // 32768)
-        slack = int(problem.width == 1)
+        slack = int(conv.width == 1 and problem.form == "int8")
         assert used + slack <= conv.data_banks
         assert conv.bytes_per_kernel <= limits.MAX_BYTES_PER_KERNEL
         group = min(conv.kernels, problem.input.kernel_group) * conv.bytes_per_kernel
         assert group <= conv.weight_banks * 32768
         if tile.weight_reuse:
-            assert fetched
+            assert before is not None
+            assert (before.weight_address, before.weight_bytes) == (conv.weight_address, conv.weight_bytes)
             assert conv.weight_bytes <= conv.weight_banks * 32768
-        fetched = True
+        if tile.data_reuse:
+            assert before is not None
+            assert (before.feature_address, before.height, before.width) == (
+                conv.feature_address,
+                conv.height,
+                conv.width,
+            )
+        before = conv
+        assert conv.width == 1 or (-(-conv.data_entries // conv.width) - 1) * conv.width <= limits.MAX_SLAB_START
         assert max(conv.pad_top, conv.pad_left) <= 15
         assert problem.form not in limits.MAX_CHANNELS_PER_TASK or (
             conv.channels_real <= limits.MAX_CHANNELS_PER_TASK[problem.form]
@@ -116,7 +126,7 @@ def test_long_sums_are_cut_when_that_moves_less() -> None:
     """128 x 8960 features do not fit the CBUF; fetching 13 MB of weights for every few rows would be far worse."""
     plan = make_plan(Problem("int8", "int32", 128, 1, 8960, 1536, rows_in=True, rows_out=True))
     assert plan.partial
-    assert plan.dma_weights == plan.problem.weight_bytes
+    assert plan.dma[1] == plan.problem.weight_bytes
     assert plan.dma_bytes < 1.3 * plan.bound_bytes
 
 
