@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from lab.errors import ExitCode, KitError
@@ -15,18 +14,27 @@ HELP = "print a command stream block by block: what each task computes, which ru
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
-    parser.add_argument("file", type=Path, metavar="FILE", help="a binary stream, or hexadecimal words")
-    parser.add_argument("--zeros", action="store_true", help="also print registers that are set to zero")
+    from rknpu_userspace.isa.disasm import add_options
+
+    add_options(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
-    """Print the stream."""
-    from rknpu_userspace.isa.disasm import disassemble, read, tasks
+    """Print the streams; ``ok`` whatever the tasks are like, their problems stand in the document."""
+    from rknpu_userspace.isa.disasm import document, listing, listing_lines, read_streams
 
     try:
-        words = read(args.file)
+        streams = read_streams(args.file, args.base)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise KitError(ExitCode.USAGE, f"{args.file} can not be read: {reason}", "name a dump of commands") from error
     except ValueError as error:
-        raise KitError(ExitCode.FAILED, str(error), "give a dump of command words") from error
-    for line in disassemble(words, zeros=args.zeros):
-        out.say(line)
-    return {"tasks": [{"summary": task.summary, "problems": task.problems} for task in tasks(words)]}
+        hint = "dumps of a buffer, words in hexadecimal, and JSON of the library are understood: docs/npu.md"
+        raise KitError(ExitCode.FAILED, str(error), hint) from error
+    found = [listing(stream) for stream in streams]
+    for one in found:
+        if len(found) > 1:
+            out.say(f"== {one.stream.name}")
+        for line in listing_lines(one, zeros=args.zeros, brief=args.brief):
+            out.say(line)
+    return {"streams": document(found)}

@@ -11,8 +11,8 @@ _ALGORITHMS = ("max", "min", "add", "div", "sub", "abs", "neg", "floor", "ceil")
 _POOLS = ("average", "max", "min")
 
 
-def summarise(registers: Registers, blocks: list[Block]) -> str:
-    """One line."""
+def summarise(registers: Registers, blocks: list[Block], tile: tuple[int, int] | None = None) -> str:
+    """One line; ``tile`` is (number, count) of a part of an operation."""
     if not blocks:
         return "nothing"
     if Block.PPU in blocks:
@@ -20,7 +20,8 @@ def summarise(registers: Registers, blocks: list[Block]) -> str:
     if Block.DPU not in blocks:
         return " + ".join(block.name for block in blocks)
     head = _conv(registers) if Block.CNA in blocks else _flying(registers)
-    return ", ".join([f"{head} {_format(registers, 'OUT_PRECISION')}", *_stages(registers)])
+    part = [f"tile {tile[0]}/{tile[1]}"] if tile else []
+    return ", ".join([f"{head} {_format(registers, 'OUT_PRECISION')}", *part, *_stages(registers)])
 
 
 def _format(registers: Registers, name: str) -> str:

@@ -3,6 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_broken: ContextVar[list[str] | None] = ContextVar("broken", default=None)
+
 
 class TaskStopped(Exception):
     """The task never completes; the message is the line for the log."""
@@ -22,10 +28,24 @@ class Unsupported(TaskStopped):
         super().__init__(f"not modelled: {what}")
 
 
+@contextmanager
+def collecting() -> Iterator[list[str]]:
+    """Within the block, ``require`` notes broken rules in the list instead of raising at the first."""
+    broken: list[str] = []
+    token = _broken.set(broken)
+    try:
+        yield broken
+    finally:
+        _broken.reset(token)
+
+
 def require(condition: bool, rule: str) -> None:
     """Raise IllegalConfig naming the rule unless the condition holds."""
     if not condition:
-        raise IllegalConfig(rule)
+        broken = _broken.get()
+        if broken is None:
+            raise IllegalConfig(rule)
+        broken.append(rule)
 
 
 def require_zero(fields: dict[str, int], block: str, names: tuple[str, ...]) -> None:

@@ -13,7 +13,7 @@ from rknpu_userspace.isa import BY_OFFSET, Block
 from . import core, dpu, dpu_rdma, pc, ppu
 from .cbuf import Cbuf
 from .context import MAX_ELEMENTS, Context
-from .conv_task import read_config
+from .conv_task import ConvTask, read_config
 from .cost import MACS_PER_CYCLE, JobCost, Meter
 from .errors import IllegalConfig, TaskStopped, Unsupported, require
 from .lut_tables import LutTables
@@ -281,13 +281,12 @@ class NpuCore:
         return irq
 
 
-def run_dpu(ctx: Context, fields: dict[Block, Fields]) -> None:
-    """A task that ends in the DPU: a convolution, or data from memory (flying)."""
+def check_dpu(ctx: Context, fields: dict[Block, Fields]) -> ConvTask | None:
+    """Check the registers of a task that ends in the DPU; the convolution that feeds it, None if it is flying."""
     f = fields[Block.DPU]
-    flying = bool(f["FLYING_MODE"])
     conv = [block for block in _CONV_BLOCKS if block in fields]
     task = None
-    if flying:
+    if f["FLYING_MODE"]:
         require(not conv, "DPU FLYING_MODE together with CNA or CORE")
         require(Block.DPU_RDMA in fields, "DPU FLYING_MODE without DPU_RDMA: nothing feeds the DPU")
         ctx.meter.op = f"flying {NAMES[f['PROC_PRECISION']]} -> {NAMES[f['OUT_PRECISION']]}"
@@ -300,9 +299,17 @@ def run_dpu(ctx: Context, fields: dict[Block, Fields]) -> None:
     dpu.check(ctx, f, task)
     elements = (f["WIDTH"] + 1) * (f["HEIGHT"] + 1) * (f["CHANNEL"] + 1)
     require(elements <= MAX_ELEMENTS, f"{elements} output elements in one task do not end before any timeout")
-    feeds = dpu_rdma.Feeds()
     if Block.DPU_RDMA in fields:
         dpu_rdma.check(fields[Block.DPU_RDMA], f)
+    return task
+
+
+def run_dpu(ctx: Context, fields: dict[Block, Fields]) -> None:
+    """A task that ends in the DPU: a convolution, or data from memory (flying)."""
+    f = fields[Block.DPU]
+    task = check_dpu(ctx, fields)
+    feeds = dpu_rdma.Feeds()
+    if Block.DPU_RDMA in fields:
         feeds = dpu_rdma.feed(ctx, fields[Block.DPU_RDMA], f)
     if task is not None:
         zero_point = 0 if f["OD_BYPASS"] or task.code not in INTEGER else dpu_rdma.zero_points(f, feeds)
@@ -316,11 +323,16 @@ def run_dpu(ctx: Context, fields: dict[Block, Fields]) -> None:
     dpu.write_out(ctx, f, raw, task)
 
 
-def run_ppu(ctx: Context, fields: dict[Block, Fields]) -> None:
-    """A pooling task."""
+def check_ppu(fields: dict[Block, Fields]) -> None:
+    """Check the blocks of a pooling task."""
     if set(fields) != {Block.PPU, Block.PPU_RDMA}:
         names = " ".join(block.name for block in fields)
         raise Unsupported(f"PPU together with other blocks or without PPU_RDMA ({names})")
+
+
+def run_ppu(ctx: Context, fields: dict[Block, Fields]) -> None:
+    """A pooling task."""
+    check_ppu(fields)
     ppu.run(ctx, fields[Block.PPU], fields[Block.PPU_RDMA])
 
 
