@@ -103,6 +103,8 @@ def task_lines(number: int, task: Task, found: Listing, *, zeros: bool = False, 
 
 def listing_lines(found: Listing, *, zeros: bool = False, brief: bool = False) -> Iterator[str]:
     """The lines of a stream: tasks, and the chains that they form."""
+    if not found.tasks:
+        yield f"no task in {len(found.stream.words)} words"
     for number, task in enumerate(found.tasks):
         yield from task_lines(number, task, found, zeros=zeros, brief=brief)
     for chain in found.chains:
