@@ -25,7 +25,8 @@ def board(env: Any, target: Any, strategy: Any) -> Board:
     """The board, booted, with a way to run commands on it: ssh where the environment has it, else the console."""
     state = "ssh" if "ssh" in env.get_features() | env.get_target_features() else "shell"
     strategy.transition(state)
-    return Board(target.get_active_driver("CommandProtocol"))
+    files = target.get_active_driver("FileTransferProtocol") if state == "ssh" else None
+    return Board(target.get_active_driver("CommandProtocol"), files)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ import re
 import secrets
 import shlex
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 SCRIPTS = Path(__file__).parent / "target"
@@ -29,10 +29,11 @@ and the IOMMU's own words (drivers/accel/rocket/rocket_job.c, drivers/iommu/rock
 
 
 class Board:
-    """A booted board."""
+    """A booted board: labgrid's command protocol, and its file transfer where there is one."""
 
-    def __init__(self, command: Any) -> None:
+    def __init__(self, command: Any, files: Any = None) -> None:
         self._command = command
+        self._files = files
         self._pushed: set[str] = set()
 
     def run(self, command: str, timeout: float = 60.0) -> tuple[list[str], int]:
@@ -70,6 +71,12 @@ class Board:
         found = [json.loads(line) for line in lines if line.startswith("{")]
         assert found, f"the self-test ended with {code}:\n" + "\n".join(lines)
         return {row["name"]: row for row in found}
+
+    def put(self, path: Path, target: str) -> None:
+        """Copy a file or directory to the board; needs a file transfer (ssh) in the environment."""
+        assert self._files is not None, "this environment has no file transfer: ask for the feature ssh"
+        self.output(f"mkdir -p {shlex.quote(str(PurePosixPath(target).parent))}; rm -rf {shlex.quote(target)}")
+        self._files.put(str(path), target)
 
     def push_scripts(self) -> None:
         """Have ``target/*.py`` on the board."""
