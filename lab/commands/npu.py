@@ -13,7 +13,10 @@ from lab.output import Output
 
 HELP = "the NPU or its model: what it is, what it computes, what it answers"
 
-VERBS = ("disasm",)
+VERBS = (
+    "bench",
+    "disasm",
+)
 """Modules of ``lab.npu``; what they need beyond the standard library is imported when they run."""
 
 

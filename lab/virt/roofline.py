@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,17 @@ def point(row: dict[str, Any]) -> tuple[float, float] | None:
     return operations / row["dma_bytes"], operations / (row["npu_us"] * 1e3)
 
 
+def roofs(axes: Any, colours: Mapping[str, str], core_counts: Sequence[int], low: float, high: float) -> None:
+    """The roof of every datatype (its colour by name) and number of cores, between two intensities."""
+    for dtype, colour in colours.items():
+        for cores in core_counts:
+            peak, bandwidth = peak_gops(dtype, cores), bandwidth_gbytes(cores)
+            ridge = peak / bandwidth
+            label = f"{dtype}, {cores} core{'s' if cores > 1 else ''}: {peak:.0f} GOP/s, {bandwidth:.1f} GB/s"
+            style = "-" if cores == CORES else "--"
+            axes.plot([low, ridge, high], [low * bandwidth, peak, peak], style, color=colour, label=label, linewidth=1)
+
+
 def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     """Write the PNG."""
     import matplotlib
@@ -49,12 +60,7 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     low = min([0.5, *(place[0] / 2 for _, place in points)])
     high = max([1000.0, *(place[0] * 2 for _, place in points)])
     colours = {"int8": "tab:blue", "float16": "tab:red"}
-    for dtype, colour in colours.items():
-        for cores, style in ((1, "--"), (CORES, "-")):
-            peak, bandwidth = peak_gops(dtype, cores), bandwidth_gbytes(cores)
-            ridge = peak / bandwidth
-            label = f"{dtype}, {cores} core{'s' if cores > 1 else ''}: {peak:.0f} GOP/s, {bandwidth:.1f} GB/s"
-            axes.plot([low, ridge, high], [low * bandwidth, peak, peak], style, color=colour, label=label, linewidth=1)
+    roofs(axes, colours, (1, CORES), low, high)
     for row, (intensity, speed) in points:
         colour = colours.get(row.get("dtype", ""), "tab:green")
         axes.plot(intensity, speed, "o", color=colour)

@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from rknpu_userspace.backend import Context
-from rknpu_userspace.formats import ATOM, INPUTS, OUTPUTS
-from rknpu_userspace.layout import align
-from rknpu_userspace.plan import Problem, limits, split
+from rknpu_userspace.formats import INPUTS
+from rknpu_userspace.plan import Problem, split
 from rknpu_userspace.plan.tasks import Post
 from rknpu_userspace.plan.tiling import Part
 from rknpu_userspace.program import Program, Share, Spec
@@ -73,19 +72,7 @@ class Matmul:
 
     def problem(self) -> Problem:
         """The convolution that computes it."""
-        form = INPUTS[self.form]
-        line = align(self.outputs, form.kernel_group) * max(OUTPUTS[self.out].nbytes, 4)
-        rows_out = not self.native and line // ATOM - 1 <= limits.MAX_NOTCH
-        return Problem(
-            self.form,
-            self.out,
-            self.rows,
-            1,
-            self.inner,
-            self.outputs,
-            rows_in=not self.native,
-            rows_out=rows_out,
-        )
+        return Problem.matmul(self.form, self.out, self.rows, self.inner, self.outputs, self.native)
 
     def compile(self, contexts: Sequence[Context]) -> Program:
         """Pack ``b`` and make the program: [M, K] in, [M, N] out."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from rknpu_userspace.formats import INPUTS, OUTPUTS, InputFormat, OutputFormat
+from rknpu_userspace.formats import ATOM, INPUTS, OUTPUTS, InputFormat, OutputFormat
 from rknpu_userspace.layout import align, ceil_div, weight_channels, weight_kernels
 
 from . import limits
@@ -43,6 +43,16 @@ class Problem:
     rows_in: bool = False
     rows_out: bool = False
     depthwise: bool = False
+
+    @classmethod
+    def matmul(cls, form: str, out: str, rows: int, inner: int, outputs: int, native: bool = False) -> Problem:
+        """``rows`` x ``inner`` times ``inner`` x ``outputs``, an image one pixel wide, row-major unless ``native``.
+
+        The result is a cube as well where a row of it would exceed the gap that the writer can leave between atoms.
+        """
+        line = align(outputs, INPUTS[form].kernel_group) * max(OUTPUTS[out].nbytes, 4)
+        rows_out = not native and line // ATOM - 1 <= limits.MAX_NOTCH
+        return cls(form, out, rows, 1, inner, outputs, rows_in=not native, rows_out=rows_out)
 
     @property
     def input(self) -> InputFormat:
@@ -98,9 +108,10 @@ class Problem:
         return self.out_height * self.out_width * per_pixel * (1 if self.depthwise else self.channels)
 
     def bound_bytes(self, images: int) -> int:
-        """Each input, weight and output byte once, without padding. Lines that no window reaches do not count."""
-        vertical, horizontal = axes(self, Chunk(0, self.channels, 0, self.kernel_height, 0, self.kernel_width))
-        pixels = vertical.window(0, self.out_height)[1] * horizontal.window(0, self.out_width)[1]
+        """Each input, weight and output byte once, without padding; what no tap reaches does not count."""
+        lines = _reached(self.height, self.out_height, self.stride_y, self.kernel_height, self.dilation_y, self.pad_top)
+        columns = _reached(self.width, self.out_width, self.stride_x, self.kernel_width, self.dilation_x, self.pad_left)
+        pixels = lines * columns
         per_kernel = self.kernel_height * self.kernel_width * (1 if self.depthwise else self.channels)
         operands = images * pixels * self.channels + per_kernel * self.out_channels
         results = images * self.out_height * self.out_width * self.out_channels
@@ -159,6 +170,12 @@ class Problem:
         start = first * self.stride_y - self.pad_top
         end = (last - 1) * self.stride_y - self.pad_top + self.span_y
         return max(0, start), min(self.height, end)
+
+
+def _reached(size: int, outputs: int, stride: int, taps: int, dilation: int, pad: int) -> int:
+    """Input positions on an axis that some tap of some output reads."""
+    positions = {at * stride + tap * dilation - pad for at in range(outputs) for tap in range(taps)}
+    return sum(0 <= position < size for position in positions)
 
 
 @dataclass(frozen=True)
