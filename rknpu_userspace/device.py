@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -186,12 +187,22 @@ class Device:
         self.close()
 
 
-def open_device(path: str = "/dev/accel/accel0", *, cores: int = 1) -> Device:
-    """Open an NPU: a device node of the rocket driver, or "model"."""
+def open_device(
+    path: str = "/dev/accel/accel0", *, cores: int = 1, quirks: Mapping[str, str] | str | Path | None = None
+) -> Device:
+    """Open an NPU: a device node of the rocket driver, or "model".
+
+    ``quirks``, of the model only: answers to what public sources leave open, by name, or the JSON file of
+    ``python3 -m rknpu_userspace probe`` with those that a board gave (``model.quirks``).
+    """
     if path == "model":
         from .backend.model import ModelContext
+        from .model.quirks import Quirks
 
-        return Device("model", ModelContext, cores)
+        chosen = Quirks.load(Path(quirks)) if isinstance(quirks, str | Path) else Quirks(quirks)
+        return Device("model", lambda core: ModelContext(core, quirks=chosen), cores)
+    if quirks is not None:
+        raise ValueError(f"quirks are for the model: {path} has its own")
     from .backend.rocket import RocketContext
 
     return Device(path, lambda core: RocketContext(path), cores)

@@ -49,7 +49,22 @@ class Job:
 
 
 class Submission(Protocol):
-    """Jobs that can be run again and again over the same buffers."""
+    """Jobs that can be run again and again over the same buffers.
+
+    ``elapsed``: seconds between start and the end of the last run as a board has or would have them, the driver's
+    timeout included.
+    """
+
+    elapsed: float
+
+    @property
+    def jobs(self) -> Sequence[Job]:
+        """What runs."""
+        ...
+
+    def commands(self) -> list[tuple[str, int, Bytes]]:
+        """Label, IOVA and bytes of the command words of every task, as they stand in memory."""
+        ...
 
     def start(self) -> None:
         """Hand the jobs over. What the CPU wrote to the buffers before is seen by the NPU."""
@@ -58,6 +73,19 @@ class Submission(Protocol):
     def wait(self, timeout: float) -> None:
         """Return when the output can be read. JobError when a job failed or is not done within ``timeout`` seconds."""
         ...
+
+
+def command_bytes(jobs: Sequence[Job], buffers: Sequence[Buffer]) -> list[tuple[str, int, Bytes]]:
+    """See ``Submission.commands``; ``buffers`` are those that hold the commands, among others."""
+    found = []
+    for job in jobs:
+        for iova, words in job.tasks:
+            for buffer in buffers:
+                at = iova - buffer.iova
+                if at >= 0 and at + 8 * words <= buffer.size:
+                    found.append((job.label, iova, buffer.view[at : at + 8 * words]))
+                    break
+    return found
 
 
 class Context(Protocol):

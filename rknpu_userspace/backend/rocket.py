@@ -17,7 +17,7 @@ import numpy as np
 from rknpu_userspace.errors import DeviceError, JobError
 from rknpu_userspace.uapi import Accel, Bo, JobList
 
-from . import Buffer, Job
+from . import Buffer, Bytes, Job, command_bytes
 
 DRIVER_TIMEOUT = 0.5
 """Seconds after which the driver gives up on a job (JOB_TIMEOUT_MS in rocket_job.c)."""
@@ -34,7 +34,9 @@ class RocketSubmission:
     ) -> None:
         self._context = context
         self._accel = context.accel
-        self._jobs = tuple(jobs)
+        self.jobs = tuple(jobs)
+        self.elapsed = 0.0
+        self._constants = tuple(constants)
         self._reads = tuple(reads)
         self._out = out
         handles = [bo.handle for bo in (*constants, *reads)]
@@ -58,12 +60,12 @@ class RocketSubmission:
             self._accel.prep_bo(self._out, timeout)
         except TimeoutError as error:
             self._context.abandon()
-            submitted = self._describe(range(len(self._jobs)))
+            submitted = self._describe(range(len(self.jobs)))
             raise JobError("late", f"the NPU is not done after {timeout:g} s", submitted, timeout) from error
         except BaseException:  # an interrupt: the jobs go on without us
             self._context.abandon()
             raise
-        elapsed = time.monotonic() - self._begin
+        self.elapsed = elapsed = time.monotonic() - self._begin
         bad = np.flatnonzero((self._out.view.reshape(-1, 16)[self._places] == self._mark).all(axis=1)).tolist()
         if not bad:
             return
@@ -77,9 +79,13 @@ class RocketSubmission:
             )
         raise JobError("dropped", f"the driver rejected the job: nothing ran in {elapsed:.3f} s", submitted, elapsed)
 
+    def commands(self) -> list[tuple[str, int, Bytes]]:
+        """See Submission."""
+        return command_bytes(self.jobs, self._constants)
+
     def _describe(self, indices: Sequence[int]) -> str:
         return "; ".join(
-            f"{self._jobs[index].label}, commands at {self._jobs[index].tasks[0][0]:#x}" for index in indices
+            f"{self.jobs[index].label}, commands at {self.jobs[index].tasks[0][0]:#x}" for index in indices
         )
 
 
