@@ -10,8 +10,8 @@ four for a convolution with DPU and DPU_RDMA.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import lru_cache
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .isa import BY_NAME, NOP, OPERATION_ENABLE, TARGET_ENABLE, TARGET_SYNC, pack, write
-from .task import DEPTHWISE, Conv, Dpu, Pool, Rdma, TaskConfig
+from .task import DEPTHWISE, TaskConfig
 
 S_POINTER = 0xE
 """POINTER_PP_EN, EXECUTER_PP_EN and PP_MODE: writer and executer alternate between the register groups."""
@@ -27,10 +27,45 @@ TRAILER_WORDS = 4
 ALIGNMENT = 64
 """Bytes to which command streams are aligned; the register holds bits 31:4, Mesa aligns to 64."""
 
-_Part = tuple[Any, int, int, int, int, Any]
-"""Getter of the attribute, number to add, lowest bit, range of values that need no closer look, the field."""
-_Line = tuple[int, int, tuple[_Part, ...], Any]
-"""A register: its command word with value 0, constant bits, fields, and the getter of a whole word or None."""
+_Source = Any
+"""A description of a block in ``task``."""
+_Encoder = Callable[[_Source], list[int]]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A field of a register: the attribute that it shows, and a number to add to it."""
+
+    source: str
+    add: int
+    field: Field
+
+    def test(self, name: str) -> str:
+        """An expression that is not 0 when the value does not fit."""
+        field = self.field
+        if field.in_bytes:
+            return f"{name} & {~field.mask:#x}"
+        shown = f"({name} + {self.add + (1 << field.width - 1 if field.signed else 0)})"
+        return f"{shown} >> {field.width}"
+
+    def bits(self, name: str) -> str:
+        """An expression of the field in its place, for a value that fits."""
+        field = self.field
+        shown = f"({name} + {self.add})" if self.add else name
+        if field.in_bytes:
+            return shown
+        if field.signed:
+            shown = f"({shown} & {(1 << field.width) - 1:#x})"
+        return f"{shown} << {field.low}" if field.low else shown
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A register: its command word with constant bits, fields, and the attribute that is the whole word, if any."""
+
+    word: int
+    parts: tuple[_Part, ...]
+    whole: str
 
 
 def _line(text: str) -> _Line:
@@ -39,50 +74,78 @@ def _line(text: str) -> _Line:
     register = BY_NAME[name]
     parts: list[_Part] = []
     constant = 0
-    whole = None
+    whole = ""
     for item in items:
         field_name, _, source = item.partition("=")
         if not field_name:
-            whole = attrgetter(source)
+            whole = source
         elif source.startswith("#"):
             constant |= register.field(field_name).encode(int(source[1:]))
         else:
-            field = register.field(field_name)
             attribute, minus, number = source.partition("-")
-            plain = 0 if field.in_bytes else 1 << (field.width - 1 if field.signed else field.width)
-            parts.append((attrgetter(attribute), -int(number) if minus else 0, field.low, 0, plain, field))
-    return write(register, 0), constant, tuple(parts), whole
+            parts.append(_Part(attribute, -int(number) if minus else 0, register.field(field_name)))
+    return _Line(write(register, constant), tuple(parts), whole)
 
 
-def _table(lines: Iterable[str]) -> tuple[_Line, ...]:
-    return tuple(_line(text) for text in lines)
+class _Table:
+    """The registers of a block, and the function that encodes them all: straight-line code made once per table.
 
+    A task has some 130 words of 250 fields; walking the table for each of them would take four times as long.
+    """
 
-def _words(table: tuple[_Line, ...], source: object) -> list[int]:
-    words = []
-    for word, value, parts, whole in table:
-        for getter, add, low, least, end, field in parts:
-            number = getter(source) + add
-            value |= number << low if least <= number < end else field.encode(number)
-        if whole is not None:
-            value |= whole(source) & 0xFFFFFFFF
-        words.append(word | value << 16)
-    return words
+    def __init__(self, lines: Iterable[str]) -> None:
+        self.lines = tuple(_line(text) for text in lines)
+        self.encode: _Encoder = self._compiled()
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def _compiled(self) -> _Encoder:
+        names: dict[str, str] = {}
+        tests, words = [], []
+        for line in self.lines:
+            bits = [hex(line.word)]
+            if line.whole:
+                name = names.setdefault(line.whole, f"v{len(names)}")
+                bits.append(f"({name} & 0xFFFFFFFF) << 16")
+            for part in line.parts:
+                name = names.setdefault(part.source, f"v{len(names)}")
+                tests.append(part.test(name))
+                bits.append(f"({part.bits(name)}) << 16")
+            words.append(" | ".join(bits))
+        code = [
+            "def encode(source):",
+            *(f"    {name} = source.{attribute}" for attribute, name in names.items()),
+            f"    if {' | '.join(tests) or 0}:",
+            "        explain(source)",
+            f"    return [{', '.join(words)}]",
+        ]
+        scope: dict[str, Any] = {"explain": self._explain}
+        exec("\n".join(code), scope)  # the text is made of this module's own tables
+        encode: _Encoder = scope["encode"]
+        return encode
+
+    def _explain(self, source: _Source) -> None:
+        """Raise ValueError for the first field that does not fit."""
+        for line in self.lines:
+            for part in line.parts:
+                part.field.encode(attrgetter(part.source)(source) + part.add)
 
 
 _CONV_CON1 = (
     "CNA_CONV_CON1 CONV_MODE=mode IN_PRECISION=precision PROC_PRECISION=precision ARGB_IN=argb "
-    "GROUP_LINE_OFF=line_by_line NONALIGN_DMA=packed_pixels"
+    "DECONV=transposed GROUP_LINE_OFF=line_by_line NONALIGN_DMA=packed_pixels"
 )
 _CBUF_CON0 = (
     "CNA_CBUF_CON0 DATA_BANK=data_banks WEIGHT_BANK=weight_banks DATA_REUSE=data_reuse WEIGHT_REUSE=weight_reuse"
 )
-_PREAMBLE = _table((_CBUF_CON0, "CNA_DCOMP_REGNUM", "CNA_DCOMP_CTRL", _CONV_CON1))
-_CNA = _table(
+_PREAMBLE = _Table((_CBUF_CON0, "CNA_DCOMP_REGNUM", "CNA_DCOMP_CTRL", _CONV_CON1))
+_CNA = _Table(
     (
         _CONV_CON1,
         "CNA_CONV_CON2 FEATURE_GRAINS=grains",
-        "CNA_CONV_CON3 CONV_X_STRIDE=stride_x CONV_Y_STRIDE=stride_y ATROUS_X_DILATION=dilation_x-1 "
+        "CNA_CONV_CON3 CONV_X_STRIDE=stride_x CONV_Y_STRIDE=stride_y DECONV_X_STRIDE=insert_x-1 "
+        "DECONV_Y_STRIDE=insert_y-1 ATROUS_X_DILATION=dilation_x-1 "
         "ATROUS_Y_DILATION=dilation_y-1",
         "CNA_DATA_SIZE0 DATAIN_HEIGHT=height DATAIN_WIDTH=width",
         "CNA_DATA_SIZE1 DATAIN_CHANNEL=channels DATAIN_CHANNEL_REAL=channels_real-1",
@@ -138,7 +201,7 @@ def _stage(name: str, prefix: str) -> tuple[str, ...]:
     )
 
 
-_DPU = _table(
+_DPU = _Table(
     (
         "DPU_FEATURE_MODE_CFG FLYING_MODE=flying OUTPUT_MODE=to_memory CONV_MODE=mode BURST_LEN=#15",
         "DPU_DATA_FORMAT PROC_PRECISION=precision BS_MUL_SHIFT_VALUE_NEG=bs.mul_shift_negative "
@@ -185,14 +248,17 @@ _DPU = _table(
         "DPU_LUT_LO_SLOPE_SHIFT =lut.lo_slope_shift",
     )
 )
-_RDMA_SIZES = _table(
+_RDMA_SIZES = _Table(
     (
         "DPU_RDMA_RDMA_DATA_CUBE_WIDTH WIDTH=width-1",
         "DPU_RDMA_RDMA_DATA_CUBE_HEIGHT HEIGHT=height-1",
         "DPU_RDMA_RDMA_DATA_CUBE_CHANNEL CHANNEL=channels-1",
     )
 )
-_RDMA = _table(
+_HEIGHT_LINE = 1
+_EW_LINE_NOTCH = BY_NAME["DPU_RDMA_RDMA_DATA_CUBE_HEIGHT"].field("EW_LINE_NOTCH_ADDR")
+"""The only field of these registers that is not a size of the DPU's."""
+_RDMA = _Table(
     (
         "DPU_RDMA_RDMA_SRC_BASE_ADDR SRC_BASE_ADDR=main_address",
         "DPU_RDMA_RDMA_BRDMA_CFG BRDMA_DATA_USE=bs_use",
@@ -213,7 +279,7 @@ _RDMA = _table(
         "DPU_RDMA_RDMA_EW_SURF_NOTCH EW_SURF_NOTCH=operand_surface_gap",
     )
 )
-_PPU = _table(
+_PPU = _Table(
     (
         "PPU_DATA_CUBE_IN_WIDTH CUBE_IN_WIDTH=width-1",
         "PPU_DATA_CUBE_IN_HEIGHT CUBE_IN_HEIGHT=height-1",
@@ -255,26 +321,6 @@ _SYNC = pack(TARGET_SYNC, 0, 0)
 _LAST_TASK = write(BY_NAME["PC_REGISTER_AMOUNTS"], 0)
 
 
-@lru_cache(maxsize=1024)
-def _conv_words(conv: Conv) -> tuple[list[int], list[int]]:
-    return _words(_PREAMBLE, conv), _words(_CNA, conv)
-
-
-@lru_cache(maxsize=1024)
-def _dpu_words(dpu: Dpu) -> list[int]:
-    return _words(_DPU, dpu)
-
-
-@lru_cache(maxsize=1024)
-def _rdma_words(rdma: Rdma, dpu: Dpu) -> list[int]:
-    return _words(_RDMA_SIZES, dpu) + _words(_RDMA, rdma)
-
-
-@lru_cache(maxsize=1024)
-def _pool_words(pool: Pool) -> list[int]:
-    return _words(_PPU, pool)
-
-
 def encode(task: TaskConfig, prologue: tuple[int, ...] = ()) -> npt.NDArray[np.uint64]:
     """The task's command words, trailer included. ``prologue`` words (a look-up table) come first.
 
@@ -284,7 +330,7 @@ def encode(task: TaskConfig, prologue: tuple[int, ...] = ()) -> npt.NDArray[np.u
     preamble: list[int] = []
     body: list[int] = []
     if task.conv is not None:
-        preamble, body = _conv_words(task.conv)
+        preamble, body = _PREAMBLE.encode(task.conv), _CNA.encode(task.conv)
     words += preamble
     if task.dpu is not None:
         words.append(_DPU_POINTER)
@@ -292,12 +338,13 @@ def encode(task: TaskConfig, prologue: tuple[int, ...] = ()) -> npt.NDArray[np.u
         words.append(_RDMA_POINTER)
     words += body
     if task.dpu is not None:
-        words += _dpu_words(task.dpu)
+        words += _DPU.encode(task.dpu)
         if task.rdma is not None:
-            words += _rdma_words(task.rdma, task.dpu)
+            words += _RDMA_SIZES.encode(task.dpu)
+            words += _RDMA.encode(task.rdma)
     if task.pool is not None:
         words += _POOL_POINTERS
-        words += _pool_words(task.pool)
+        words += _PPU.encode(task.pool)
     words += (NOP, _LAST_TASK, _SYNC, pack(TARGET_ENABLE, OPERATION_ENABLE, task.enable))
     return np.array(words, np.uint64)
 

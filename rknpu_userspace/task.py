@@ -46,6 +46,8 @@ class Conv:
     stride_x: int = 1
     dilation_y: int = 1
     dilation_x: int = 1
+    insert_y: int = 1
+    insert_x: int = 1
     pad_top: int = 0
     pad_left: int = 0
     pad_value: int = 0
@@ -74,6 +76,11 @@ class Conv:
     def weight_bytes(self) -> int:
         """Bytes of all kernels."""
         return self.bytes_per_kernel * self.kernels
+
+    @property
+    def transposed(self) -> int:
+        """1 where zeros are inserted between the pixels of the input."""
+        return int(self.insert_y > 1 or self.insert_x > 1)
 
     @property
     def depthwise(self) -> int:

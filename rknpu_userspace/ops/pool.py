@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Pooling over [N, H, W, C] images.
 
-The average is a depthwise convolution with ones, so that it is exact up to one requantisation and ends with the
-interrupt that the mainline driver waits for. Maximum and minimum run on the PPU.
+The average is a depthwise convolution with ones, so that it is exact up to one requantisation. Maximum and minimum are
+element-wise maxima of shifted views on the DPU: along each axis, doubling windows (1, 2, 4 ... pixels) of which any two
+overlapping ones make up a window of any size, as the maximum of a pixel with itself is the pixel. No padding is needed:
+a window that reaches into it is a smaller one. Both end with the interrupt that the mainline driver waits for.
 
-The PPU ends a task with interrupt bits of its own, which the driver does not look at (linux
-drivers/accel/rocket/rocket_job.c: mask 0x300). Sources disagree on whether the RK3588 sets the DPU's bits as well;
-where it does not, the driver gives up on a maximum after half a second, with the result in memory.
+The PPU does a maximum in one task, but ends it with interrupt bits of its own, which the driver does not look at (linux
+drivers/accel/rocket/rocket_job.c: mask 0x300); and it can not be chained to a task of the DPU, as the driver starts
+every task with TASK_NUMBER 1. Sources disagree on whether the RK3588 sets the DPU's bits as well; where it does not,
+the driver gives up after half a second, with the result in memory. ``engine="ppu"`` selects it nevertheless.
 """
 
 from __future__ import annotations
@@ -17,32 +20,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rknpu_userspace import layout, regcmd
-from rknpu_userspace.backend import Context, Job
-from rknpu_userspace.formats import ATOM, OUTPUTS
+from rknpu_userspace import layout
+from rknpu_userspace.backend import Context
+from rknpu_userspace.formats import OUTPUTS
 from rknpu_userspace.plan.limits import check_range
 from rknpu_userspace.program import Program, Share, Spec
-from rknpu_userspace.task import Pool, TaskConfig
-from rknpu_userspace.unit import BufferUnit
+from rknpu_userspace.task import ALU_MAX, ALU_MIN, Elementwise
 
+from . import ppu
 from .conv2d import Conv2d
+from .flying import Flow
 from .reference import Pads, Pair, pads, pair
+from .schedule import Schedule
+from .steps import Cube, Step
+from .views import View, ViewStep, Window, surfaces_of
 
 Array = npt.NDArray[Any]
-METHODS = {"max": 1, "min": 2}
-MAX_KERNEL, MAX_PAD = 16, 7
-_PRECISION = {"int8": (0, 1), "float16": (2, 2)}
-"""PPU precision, and PPU_RDMA storage size, that work on boards (RN encodings/ppu-pooling.md)."""
-_PAD = {
-    ("max", "int8"): -128 & 0x7FFFF,
-    ("min", "int8"): 127,
-    ("max", "float16"): 0xFC00,
-    ("min", "float16"): 0x7C00,
-}
+FORMATS = ("int8", "int32", "float16", "bfloat16")
+_ALGORITHM = {"max": ALU_MAX, "min": ALU_MIN}
+_SIZE = {1: 1, 2: 2, 4: 3}
 
 
 class Pool2d:
-    """Maximum or minimum: int8 or float16, kernels and strides up to 16, padding up to 7 and less than the kernel."""
+    """Maximum or minimum over windows of [N, H, W, C] images.
+
+    ``form``: int8, int32, float16 or bfloat16 (uint16 bit patterns). ``kernel``, ``stride`` (default: the kernel) and
+    ``padding`` (a number, (vertical, horizontal) or (top, left, bottom, right), less than the kernel; it never wins)
+    are not limited by the DPU. ``engine="ppu"``: int8 and float16, kernels and strides up to 16, padding up to 7.
+    """
 
     def __init__(
         self,
@@ -53,12 +58,15 @@ class Pool2d:
         *,
         stride: int | Sequence[int] | None = None,
         padding: int | Sequence[int] = 0,
+        engine: str = "dpu",
     ) -> None:
-        if kind not in METHODS:
-            raise ValueError(f"pooling can {', '.join(METHODS)}, not {kind!r}; for the average see average_pool")
-        if form not in _PRECISION:
-            raise TypeError(f"pooling takes {', '.join(_PRECISION)}, not {form}")
-        self.kind, self.form = kind, form
+        if kind not in _ALGORITHM:
+            raise ValueError(f"pooling can {', '.join(_ALGORITHM)}, not {kind!r}; for the average see average_pool")
+        if form not in FORMATS:
+            raise TypeError(f"pooling takes {', '.join(FORMATS)}, not {form}")
+        if engine not in ("dpu", "ppu"):
+            raise ValueError(f"engine must be dpu or ppu, not {engine!r}")
+        self.kind, self.form, self.engine = kind, form, engine
         self.in_shape = tuple(int(size) for size in in_shape)
         if len(self.in_shape) != 4 or min(self.in_shape) < 1:
             raise ValueError(f"the input shape must be (N, H, W, C) without zeros, not {tuple(in_shape)}")
@@ -66,13 +74,14 @@ class Pool2d:
         self.stride: Pair = self.kernel if stride is None else pair("stride", stride)
         self.padding: Pads = pads(padding)
         for axis, name in enumerate(("vertical", "horizontal")):
-            check_range(f"{name} kernel", self.kernel[axis], 1, MAX_KERNEL, "4-bit register field")
-            check_range(f"{name} stride", self.stride[axis], 1, MAX_KERNEL, "4-bit register field")
+            most = self.in_shape[1 + axis] + self.padding[axis] + self.padding[axis + 2]
+            check_range(f"{name} kernel", self.kernel[axis], 1, most, "the padded input")
+            if self.stride[axis] < 1:
+                raise ValueError(f"{name} stride {self.stride[axis]} is not positive; the nearest legal value is 1")
         for side, name in enumerate(("top", "left", "bottom", "right")):
-            most = min(MAX_PAD, self.kernel[side % 2] - 1)
-            check_range(f"{name} padding", self.padding[side], 0, most, "3-bit register field, less than the kernel")
-        if min(self.out_shape) < 1:
-            raise ValueError(f"the {self.kernel} window is larger than the padded input {self.in_shape[1:3]}")
+            check_range(f"{name} padding", self.padding[side], 0, self.kernel[side % 2] - 1, "less than the kernel")
+        if engine == "ppu":
+            ppu.check(self)
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -85,6 +94,27 @@ class Pool2d:
         ]
         return (self.in_shape[0], *sizes, self.in_shape[3])
 
+    @property
+    def label(self) -> str:
+        """What it is, for errors."""
+        return f"{self.kind} pool {self.kernel} stride {self.stride} {self.form} of {self.in_shape}"
+
+    def steps(self, source: Cube, target: Cube) -> list[Step]:
+        """The steps for one image: ``source`` of H x W pixels to ``target`` of OH x OW."""
+        _, height, width, _ = self.in_shape
+        _, out_height, out_width, _ = self.out_shape
+        plain = [self.kernel[axis] == self.stride[axis] == 1 for axis in (0, 1)]
+        if plain[0] and plain[1]:
+            return _along(self, 0, source, target, (height, width), height)
+        middle = target if plain[1] else Cube(out_height * width, source.channels, self.form)
+        steps: list[Step] = []
+        if not plain[0]:
+            steps = _along(self, 0, source, middle, (height, width), out_height)
+        if not plain[1]:
+            before = source if plain[0] else middle
+            steps += _along(self, 1, before, target, (out_height, width), out_width)
+        return steps
+
     def compile(self, contexts: Sequence[Context]) -> Program:
         """Make the program, the channels split over the cores."""
         lanes = OUTPUTS[self.form].atom_channels
@@ -94,13 +124,24 @@ class Pool2d:
         try:
             for context, start in zip(contexts, range(0, channels, step), strict=False):
                 stop = min(start + step, channels)
-                shares.append(Share(PoolPart(context, self, stop - start), _input(start, stop), _slice(start, stop)))
+                shares.append(self._share(context, start, stop))
         except BaseException:
             for share in shares:
                 share.unit.close()
             raise
         dtype = np.dtype(OUTPUTS[self.form].dtype)
         return Program(shares, [Spec(self.in_shape, dtype)], Spec(self.out_shape, dtype))
+
+    def _share(self, context: Context, start: int, stop: int) -> Share:
+        if self.engine == "ppu":
+            return Share(ppu.PoolPart(context, self, stop - start), _input(start, stop), _slice(start, stop))
+        images, height, width, _ = self.in_shape
+        _, out_height, out_width, _ = self.out_shape
+        sources = [Cube(height * width, stop - start, self.form) for _ in range(images)]
+        targets = [Cube(out_height * out_width, stop - start, self.form) for _ in range(images)]
+        steps = [step for pair in zip(sources, targets, strict=True) for step in self.steps(*pair)]
+        unit = Schedule(context, sources, steps, targets)
+        return Share(unit, lambda x: tuple(x[..., start:stop]), _slice(start, stop))
 
 
 def _slice(start: int, stop: int) -> Callable[[Array], Array]:
@@ -111,87 +152,67 @@ def _input(start: int, stop: int) -> Callable[[Array], tuple[Array, ...]]:
     return lambda x: (x[..., start:stop],)
 
 
-class PoolPart(BufferUnit):
-    """Some channels of a pooling on one core, a task per image."""
+def extreme_flow(kind: str, form: str) -> Flow:
+    """The greater or lesser of two tensors, bit for bit: the operand converter is live but for int32 (see ``ew``)."""
+    size = _SIZE[OUTPUTS[form].nbytes]
+    ew = Elementwise(
+        bypass=0,
+        op_bypass=0,
+        from_memory=1,
+        convert_bypass=int(form == "int32"),
+        algorithm=_ALGORITHM[kind],
+        operand_size=0 if form == "bfloat16" else size,
+        data_mode=1,
+        convert_type=int(form == "int8"),
+    )
+    return Flow(form, form, ew=ew, operand="pixel")
 
-    def __init__(self, context: Context, operation: Pool2d, channels: int) -> None:
-        super().__init__(context)
-        self._channels = channels
-        self._operation = operation
-        form = OUTPUTS[operation.form]
-        images, height, width, _ = operation.in_shape
-        _, out_height, out_width, _ = operation.out_shape
-        self._pixels, self._out_pixels = height * width, out_height * out_width
-        self._image = layout.cube_bytes(self._pixels, channels, form)
-        self._out_image = layout.cube_bytes(self._out_pixels, channels, form)
-        self.jobs = self.tasks = images
-        try:
-            self._features = self._alloc(self._image * images)
-            self._out = self._alloc(self._out_image * images)
-            encoded = [regcmd.encode(self._task(image)) for image in range(images)]
-            stride = layout.align(len(encoded[0]) * 8, regcmd.ALIGNMENT)
-            commands = self._alloc(stride * images)
-            jobs = []
-            for image, words in enumerate(encoded):
-                commands.view[image * stride : image * stride + len(words) * 8] = words.view(np.uint8)
-                label = f"{operation.kind} pool {operation.kernel} of {operation.in_shape}, image {image + 1}"
-                place = (image + 1) * self._out_image - ATOM
-                jobs.append(Job(((commands.iova + image * stride, len(words)),), place, label))
-            context.flush(commands)
-            self._submission = context.prepare(jobs, [commands], [self._features], self._out)
-        except BaseException:
-            self.close()
-            raise
 
-    @property
-    def dma_bytes(self) -> int:
-        """Bytes of input and output."""
-        return (self._image + self._out_image) * self.tasks
+def _half(size: int) -> int:
+    """The power of two of which one or two overlapping windows make up one of ``size``."""
+    return 1 << max(0, (size - 1).bit_length() - 1)
 
-    def _task(self, image: int) -> TaskConfig:
-        operation = self._operation
-        _, height, width, _ = operation.in_shape
-        _, out_height, out_width, _ = operation.out_shape
-        precision, in_size = _PRECISION[operation.form]
-        top, left, bottom, right = operation.padding
-        return TaskConfig(
-            pool=Pool(
-                method=METHODS[operation.kind],
-                precision=precision,
-                in_size=in_size,
-                height=height,
-                width=width,
-                channels=layout.align(self._channels, OUTPUTS[operation.form].atom_channels),
-                out_height=out_height,
-                out_width=out_width,
-                kernel_height=operation.kernel[0],
-                kernel_width=operation.kernel[1],
-                stride_y=operation.stride[0],
-                stride_x=operation.stride[1],
-                source_address=self._features.iova + image * self._image,
-                source_line=width * ATOM,
-                source_surface=self._pixels * ATOM,
-                address=self._out.iova + image * self._out_image,
-                surface_stride=self._out_pixels * ATOM,
-                pad_top=top,
-                pad_left=left,
-                pad_bottom=bottom,
-                pad_right=right,
-                pad_value=_PAD[operation.kind, operation.form],
-            )
-        )
 
-    def pack(self, *operands: Array) -> None:
-        """Write the images."""
-        for image, pixels in enumerate(operands[0]):
-            target = self._features.view[image * self._image : (image + 1) * self._image]
-            layout.pack_cube(target, pixels.reshape(self._pixels, self._channels))
+def _along(operation: Pool2d, axis: int, source: Cube, target: Cube, sizes: Pair, count: int) -> list[Step]:
+    """Pool along one axis (0: lines) of an image of ``sizes``; ``count`` outputs along it."""
+    flow = extreme_flow(operation.kind, operation.form)
+    length, kernel, stride = sizes[axis], operation.kernel[axis], operation.stride[axis]
+    first = operation.padding[axis]
+    edges = [(max(0, at - first), min(length, at - first + kernel)) for at in range(0, count * stride, stride)]
+    levels = {1: source}
+    steps: list[Step] = []
+    half = 1
+    while half < max(_half(b - a) for a, b in edges):
+        level = Cube(source.pixels, source.channels, source.form)
+        window = _window(axis, sizes, source, (0, half), length - 2 * half + 1, 1, (0, sizes[1]))
+        steps.append(ViewStep(operation.label, flow, (levels[half], levels[half]), level, [window]))
+        half *= 2
+        levels[half] = level
+    out_line = count if axis else sizes[1]
+    windows: dict[int, list[Window]] = {}
+    at = 0
+    while at < count:
+        a, b = edges[at]
+        more = 1
+        while at + more < count and edges[at + more] == (a + more * stride, b + more * stride):
+            more += 1
+        half = _half(b - a)
+        window = _window(axis, sizes, source, (a, b - half), more, stride, (at, out_line))
+        windows.setdefault(half, []).append(window)
+        at += more
+    for half, parts in sorted(windows.items()):
+        steps.append(ViewStep(operation.label, flow, (levels[half], levels[half]), target, parts))
+    return steps
 
-    def unpack(self, images: Array) -> None:
-        """Read the result."""
-        for image, pixels in enumerate(images):
-            source = self._out.view[image * self._out_image : (image + 1) * self._out_image]
-            layout.unpack_cube(source, pixels.reshape(self._out_pixels, self._channels))
+
+def _window(axis: int, sizes: Pair, source: Cube, taps: Pair, count: int, stride: int, out: Pair) -> Window:
+    """``count`` outputs from index ``out[0]`` on, in lines of ``out[1]`` pixels: taps at two places of the input."""
+    height, width = sizes
+    unit = 1 if axis else width
+    views = [View(tap * unit, width, stride) if axis else View(tap * unit, width * stride) for tap in taps]
+    target = View(out[0], out[1]) if axis else View(out[0] * width, width)
+    lines, columns = (height, count) if axis else (count, width)
+    return Window(lines, columns, surfaces_of(source), views[0], target, views[1])
 
 
 def average_pool(
@@ -229,7 +250,7 @@ def average_pool(
             out_zero_point=out_zero_point,
         )
     if form != "float16":
-        raise TypeError(f"pooling takes {', '.join(_PRECISION)}, not {form}")
+        raise TypeError(f"pooling takes {', '.join(FORMATS)}, not {form}")
     weights = np.full(shape, 1 / count, np.float16)
     return Conv2d(weights, in_shape, groups=channels, stride=step, padding=padding, out_dtype="float16")
 
@@ -237,8 +258,8 @@ def average_pool(
 def reference(kind: str, x: Array, kernel: Pair, stride: Pair, padding: Pads) -> Array:
     """Maximum or minimum in numpy, bit for bit."""
     top, left, bottom, right = padding
-    lowest = np.array(-np.inf if x.dtype.kind == "f" else -128, x.dtype)
-    highest = np.array(np.inf if x.dtype.kind == "f" else 127, x.dtype)
+    limits = (-np.inf, np.inf) if x.dtype.kind == "f" else (np.iinfo(x.dtype).min, np.iinfo(x.dtype).max)
+    lowest, highest = np.array(limits, x.dtype)
     edges = ((0, 0), (top, bottom), (left, right), (0, 0))
     wide = np.pad(x, edges, constant_values=lowest if kind == "max" else highest)
     windows = np.lib.stride_tricks.sliding_window_view(wide, kernel, axis=(1, 2))[:, :: stride[0], :: stride[1]]

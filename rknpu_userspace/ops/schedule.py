@@ -192,8 +192,12 @@ class Schedule(BufferUnit):
         layout.unpack_cube(self._out.view[start:], out.reshape(cube.pixels, cube.channels))
 
     def unpack(self, images: Array) -> None:
-        """Read the only output."""
-        self.read(self.outputs[0], images)
+        """Read the only output, or each of several along the first dimension."""
+        if len(self.outputs) == 1:
+            self.read(self.outputs[0], images)
+            return
+        for cube, image in zip(self.outputs, images, strict=True):
+            self.read(cube, image)
 
 
 def _fetching(config: TaskConfig) -> TaskConfig:
