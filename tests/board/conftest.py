@@ -8,7 +8,6 @@ pytest --lg-env my-orangepi-5.yaml tests/board
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,20 @@ import pytest
 # the tests import their helpers from here, wherever pytest runs
 sys.path.insert(0, str(Path(__file__).parent))
 
-from on_board import Board, KernelLog
+from on_board import Board
+
+from lab.report.session import attach
+
+pytest_plugins = ["lab.report.plugin"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Long forms of tests that are short otherwise."""
+    group = parser.getgroup("board suite")
+    group.addoption("--soak", type=float, default=0.0, metavar="MINUTES", help="run jobs for so long (default 10 s)")
+    group.addoption(
+        "--soak-floor", type=float, default=10.0, metavar="JOBS", help="jobs per second that a soak has to reach"
+    )
 
 
 @pytest.fixture(scope="session")
@@ -30,16 +42,8 @@ def board(env: Any, target: Any, strategy: Any) -> Board:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _record_board(board: Board, record_testsuite_property: Any) -> None:
-    """What was tested, for the report."""
+def _tested_board(board: Board, strategy: Any, request: pytest.FixtureRequest, record_testsuite_property: Any) -> None:
+    """What is tested, for the report; from here on the kernel's log is watched for every test."""
+    attach(request.config, board, strategy)
     record_testsuite_property("kernel", board.output("uname -r"))
     record_testsuite_property("board", board.output("tr -d '\\0' < /proc/device-tree/model"))
-
-
-@pytest.fixture(autouse=True)
-def kernel_log(board: Board, request: pytest.FixtureRequest) -> Iterator[KernelLog]:
-    """What the kernel says during the test; anything bad that the test has not announced fails it."""
-    log = KernelLog(board, request.node.nodeid)
-    yield log
-    bad = log.unannounced()
-    assert not bad, "the kernel said:\n" + "\n".join(bad)

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import base64
 import json
-import re
-import secrets
 import shlex
 import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from lab.report.kmsg import KernelLog
+
+__all__ = ["Board", "KernelLog"]
 
 SCRIPTS = Path(__file__).parent / "target"
 PLACE = "/tmp/npulab-tests"
@@ -18,14 +20,6 @@ SCRIPT_SECONDS = 180.0
 """A script imports numpy first: 6 s on the virtual board, up to 15 s on a busy host."""
 
 SELFTEST_SECONDS = 600.0
-
-BAD = re.compile(
-    r"WARNING:|BUG:|Oops|Kernel panic|Internal error|Unable to handle|Call trace:|UBSAN|KASAN|KFENCE|SError"
-    r"|INFO: task .* blocked|rcu: INFO|soft lockup|hard LOCKUP|possible recursive locking|circular locking"
-    r"|Memory manager not clean|refcount_t:|list_(add|del) corruption|NPU job timed out|Page fault at"
-)
-"""Kernel messages that no test gets away with unless it announced them: what kernel CI systems look for, and rocket's
-and the IOMMU's own words (drivers/accel/rocket/rocket_job.c, drivers/iommu/rockchip-iommu.c)."""
 
 
 class Board:
@@ -95,34 +89,3 @@ class Board:
         unpack = "import base64,sys,zlib;sys.stdout.buffer.write(zlib.decompress(base64.b64decode(sys.stdin.read())))"
         self.output(f"python3 -c {shlex.quote(unpack)} < {target}.b64 > {target}")
         self._pushed.add(path.name)
-
-
-class KernelLog:
-    """The kernel's messages since a marker that this puts into /dev/kmsg, as kernel selftests do."""
-
-    def __init__(self, board: Board, name: str) -> None:
-        self._board = board
-        self._announced: list[re.Pattern[str]] = []
-        # without spaces at its ends: ssh hands the words to a shell once more
-        self._marker = f"npulab-test-{secrets.token_hex(4)}"
-        self._board.output(f"echo {self._marker} {shlex.quote(name)} > /dev/kmsg")
-
-    def announce(self, pattern: str) -> None:
-        """A message that this test means to cause."""
-        self._announced.append(re.compile(pattern))
-
-    def lines(self) -> list[str]:
-        """Messages since the marker, without their prefixes."""
-        records, _ = self._board.run(f"dmesg | sed -n '/{self._marker}/,$p'", timeout=60.0)
-        messages = [re.sub(r"^\[ *\d+\.\d+\] ", "", record) for record in records]
-        assert messages and self._marker in messages[0], "the kernel's log was overwritten during the test"
-        return messages[1:]
-
-    def matching(self, pattern: str) -> list[str]:
-        """Messages since the marker that contain ``pattern``."""
-        return [line for line in self.lines() if re.search(pattern, line)]
-
-    def unannounced(self) -> list[str]:
-        """Bad messages that the test did not announce."""
-        bad = [line for line in self.lines() if BAD.search(line)]
-        return [line for line in bad if not any(pattern.search(line) for pattern in self._announced)]

@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: MIT
+"""The state behind the pytest plugin: one per pytest run."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab.errors import ExitCode, KitError, from_os_error
+from lab.report.kmsg import Journal, KernelLog, Record, Slice
+from lab.report.record import Recorder
+from lab.report.trouble import BROKEN, ConsoleWatch, hang, infrastructure
+
+RECORDER: pytest.StashKey[Recorder] = pytest.StashKey()
+KEPT_RECORDS = 300
+"""Kernel messages kept with a test that did not pass."""
+KEPT_DETAIL = 20_000
+"""Characters kept of a failure's text: the beginning and the end."""
+
+
+@dataclass
+class Attempt:
+    """What is known about one run of one test so far."""
+
+    started: str
+    outcome: str = "passed"
+    phase: str = ""
+    message: str = ""
+    detail: str = ""
+    seconds: float = 0.0
+    silent: str = ""
+    log: KernelLog | None = None
+    leftover: list[Record] = field(default_factory=list)
+
+
+ATTEMPT: pytest.StashKey[Attempt] = pytest.StashKey()
+
+
+def now() -> str:
+    """UTC, to the second, in ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def shorten(text: str, limit: int = KEPT_DETAIL) -> str:
+    """A long text without its middle."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n[{len(text) - 2 * half} characters left out]\n{text[-half:]}"
+
+
+class Session:
+    """One pytest run: the board it watches, and the lines it writes."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.suite: str = config.getoption("--npulab-suite")
+        self._repeat: str = config.getoption("--npulab-repeat")
+        self._config = config
+        self._journal: Journal | None = None
+        self._board: Any = None
+        self._strategy: Any = None
+        self._previous = "the board's start"
+        self._sink: Path | None = None
+        self.boot: Slice | None = None
+        results: Path | None = config.getoption("--npulab-results")
+        self._watch = ConsoleWatch(results)
+        if results is not None:
+            self._sink = results / f"tests-{self.suite}.jsonl"
+            try:
+                results.mkdir(parents=True, exist_ok=True)
+                self._sink.write_text("")
+            except OSError as error:
+                raise pytest.UsageError(from_os_error(error, f"writing {self._sink}").message) from error
+            self.write({"kind": "start", "suite": self.suite, "time": now()})
+
+    # the lines
+    def write(self, document: dict[str, Any]) -> None:
+        """Append a line; it is complete or not there."""
+        if self._sink is None:
+            return
+        with self._sink.open("a") as sink:
+            sink.write(json.dumps(document, default=str) + "\n")
+
+    # the board
+    def attach(self, board: Any, strategy: Any) -> None:
+        """Watch this board from now on."""
+        self._board, self._strategy = board, strategy
+        self._journal = Journal(board)
+        self.boot = self._journal.cut("beginning of a test run")
+
+    def log(self, item: pytest.Item) -> KernelLog | None:
+        """The test's part of the kernel's log."""
+        attempt = item.stash.get(ATTEMPT, None)
+        return attempt.log if attempt else None
+
+    def _attempt(self, item: pytest.Item) -> Attempt:
+        return item.stash.setdefault(ATTEMPT, Attempt(now()))
+
+    def begin(self, item: pytest.Item) -> None:
+        """Mark the test's begin in the kernel's log, once; what came since the last test has ended fails this one."""
+        attempt = self._attempt(item)
+        if self._journal is None or attempt.log is not None or any(item.iter_markers("skip")):
+            return
+        self._watch.start()
+        between = KernelLog(self._journal, self._previous)
+        between.refresh(f"begin {item.nodeid}")
+        attempt.log = KernelLog(self._journal, item.nodeid)
+        for mark in item.iter_markers("expect_kernel"):
+            for pattern in mark.args:
+                attempt.log.announce(pattern)
+                between.announce(pattern)
+        found = between.problems()
+        if found:
+            attempt.leftover = between.records
+            pytest.fail(f"after {self._previous} had ended, the kernel said:\n" + "\n".join(found), pytrace=False)
+
+    def look(self, item: pytest.Item) -> None:
+        """After a failure: read the kernel's log, and see thereby whether the board answers."""
+        attempt = self._attempt(item)
+        if attempt.log is None:
+            return
+        try:
+            attempt.log.refresh(f"failed {item.nodeid}")
+        except Exception as error:  # noqa: BLE001 - any transport's own error means the same: it does not answer
+            attempt.silent = str(error) or type(error).__name__
+
+    def judge(self, item: pytest.Item) -> None:
+        """After a test that has passed: what the kernel says of it."""
+        log = self._attempt(item).log
+        if log is None:
+            return
+        log.refresh(f"end {item.nodeid}")
+        found = log.problems()
+        if found:
+            pytest.fail("the kernel said:\n" + "\n".join(found), pytrace=False)
+        if log.lost:
+            raise KitError(
+                ExitCode.INFRASTRUCTURE,
+                f"{log.lost} kernel messages were overwritten before they were read",
+                "boot with a larger log_buf_len=",
+            )
+
+    # outcomes
+    def settle(self, item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
+        """Give a phase's report its final outcome and take it down."""
+        attempt = self._attempt(item)
+        attempt.seconds += report.duration
+        if report.skipped and call.excinfo is not None and BROKEN in str(call.excinfo.value):
+            report.outcome = "failed"
+            report.longrepr = "the board could not be brought into the state that the tests need; see the first error"
+            self._note(attempt, report, "error", str(report.longrepr))
+        elif report.failed and call.excinfo is not None:
+            self._failed(attempt, call.excinfo, report)
+        elif report.skipped and attempt.outcome == "passed":
+            attempt.outcome = "xfailed" if hasattr(report, "wasxfail") else "skipped"
+            reason = getattr(report, "wasxfail", "") or _skip_reason(report)
+            attempt.phase, attempt.message = report.when or "", reason
+
+    def _failed(self, attempt: Attempt, info: pytest.ExceptionInfo[BaseException], report: pytest.TestReport) -> None:
+        error = info.value
+        panic = self._watch.panic() if attempt.silent or infrastructure(error, silent=False) else ""
+        trouble = infrastructure(error, silent=bool(attempt.silent))
+        if hang(error) and not attempt.silent:
+            trouble = attempt.log is None
+        detail = report.longreprtext
+        if panic:
+            trouble = False
+            detail = f"the board's kernel died:\n{panic}\n\n{detail}"
+        elif attempt.silent:
+            detail = f"the board does not answer: {attempt.silent}\n\n{detail}"
+        if detail != report.longreprtext:
+            report.sections.append(("the board", detail.split("\n\n")[0]))
+        outcome = "error" if trouble else "failed"
+        self._note(attempt, report, outcome, _first_line(error), detail)
+
+    def _note(self, attempt: Attempt, report: pytest.TestReport, outcome: str, message: str, detail: str = "") -> None:
+        report.infrastructure = outcome == "error"  # type: ignore[attr-defined]
+        if attempt.outcome in ("failed", "error"):
+            return
+        attempt.outcome, attempt.phase, attempt.message = outcome, report.when or "", message
+        attempt.detail = shorten(detail)
+
+    def finish(self, item: pytest.Item) -> None:
+        """Write the test's line."""
+        attempt = self._attempt(item)
+        recorder = item.stash.get(RECORDER, Recorder())
+        self.write(
+            {
+                "kind": "test",
+                "id": item.nodeid,
+                "outcome": attempt.outcome,
+                "phase": attempt.phase,
+                "message": attempt.message,
+                "detail": attempt.detail,
+                "started": attempt.started,
+                "seconds": round(attempt.seconds, 3),
+                "properties": {str(name): value for name, value in item.user_properties},
+                "kernel_log": _kept(attempt),
+                "repeat": self._repeat_command(item),
+                **recorder.documents(),
+            }
+        )
+        self._previous = item.nodeid
+
+    def _repeat_command(self, item: pytest.Item) -> str:
+        prefix = self._repeat or "python -m pytest"
+        return f"{prefix} {shlex.quote(item.nodeid)}"
+
+    def end(self, session: pytest.Session, exitstatus: int) -> None:
+        """The run is over."""
+        trailing: list[str] = []
+        if self._journal is not None and self._previous:
+            try:
+                last = KernelLog(self._journal, self._previous)
+                last.refresh("end of a test run")
+                trailing = last.problems()
+            except Exception as error:  # noqa: BLE001 - reported below, whatever the transport calls it
+                trailing = [f"the board does not answer at the end of the run: {error}"]
+        if trailing and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+        self.write({"kind": "end", "time": now(), "exit": int(session.exitstatus), "trailing": trailing})
+
+
+def _skip_reason(report: pytest.TestReport) -> str:
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    name = "" if type(error).__name__ in ("AssertionError", "Failed", "KitError") else f"{type(error).__name__}: "
+    return f"{name}{lines[0]}" + (f" {lines[1].strip()}" if lines[0].endswith(":") and len(lines) > 1 else "")
+
+
+def _kept(attempt: Attempt) -> list[dict[str, Any]]:
+    """The kernel messages that are worth keeping: all of a test that did not pass, else those that are bad."""
+    records = [*attempt.leftover, *(attempt.log.records if attempt.log else [])]
+    if attempt.outcome in ("passed", "skipped"):
+        records = [record for record in records if record.bad]
+    if len(records) > KEPT_RECORDS:
+        records = records[: KEPT_RECORDS // 3] + records[-2 * KEPT_RECORDS // 3 :]
+    return [
+        {"sequence": r.sequence, "seconds": r.seconds, "level": r.level, "text": r.text, "bad": r.bad} for r in records
+    ]
+
+
+SESSION: pytest.StashKey[Session] = pytest.StashKey()
+
+
+def attach(config: pytest.Config, board: Any, strategy: Any = None) -> None:
+    """From now on watch this board's kernel log. ``board.run(command, timeout)`` gives lines and an exit code;
+    ``strategy`` brings it back when it has gone silent."""
+    config.stash[SESSION].attach(board, strategy)

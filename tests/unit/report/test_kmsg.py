@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: MIT
+"""The kernel log's pieces, from a board that is a list of records."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from lab.errors import ExitCode, KitError
+from lab.report.kmsg import Journal, KernelLog, parse, unescape
+
+
+class FakeBoard:
+    """Keeps a ring buffer as the kernel does, and answers the journal's command."""
+
+    def __init__(self, size: int = 1000) -> None:
+        self.records: list[tuple[int, str, bool]] = []
+        self.next = 0
+        self.size = size
+        self.taint = 0
+        self.boot = "one"
+        self.dead = False
+
+    def say(self, text: str, *, user: bool = False) -> None:
+        self.records = [*self.records, (self.next, text, user)][-self.size :]
+        self.next += 1
+
+    def restart(self) -> None:
+        self.records, self.next, self.taint, self.boot = [], 0, 0, self.boot + "+"
+        self.say("Booting Linux")
+
+    def run(self, command: str, timeout: float = 60.0) -> tuple[list[str], int]:
+        if self.dead:
+            return ["ssh: connection refused"], 255
+        marker, title = re.findall(r"<14>(npulab-\w+) ([^']*)'", command)[0]
+        since = re.findall(r"sed -n '/(npulab-\w+)/", command)
+        self.say(f"{marker} {title}", user=True)
+        self.say("npulab", user=True)
+        lines, shown = [], not since
+        for number, text, user in self.records:
+            shown = shown or (bool(since) and since[0] in text)
+            if shown:
+                lines.append(f"{14 if user else 4},{number},{number * 1000},-;{text}")
+                lines.append(" SUBSYSTEM=platform")
+            if marker in text:
+                break
+        return [*lines, f"state-{marker} {self.taint} {self.boot}"], 0
+
+
+def test_records_of_the_kernels_own_format() -> None:
+    lines = ["4,142,103670081,-,caller=T1;a; b\\x09c", " KEY=value", "12,143,1,c;user", "cat: nonsense", "6,x,1,-;no"]
+    first, second = parse(lines)
+    assert (first.sequence, first.seconds, first.level, first.text, first.user) == (
+        142,
+        103.670081,
+        4,
+        "a; b\tc",
+        False,
+    )
+    assert second.user
+    assert unescape("\\xc3\\xa4\\xff") == "ä\ufffd"
+
+
+def test_each_message_belongs_to_one_piece() -> None:
+    board = FakeBoard()
+    board.say("boot")
+    journal = Journal(board)
+    assert [record.text for record in journal.cut("start").records] == ["boot"]
+    board.say("first")
+    assert [record.text for record in journal.cut("one").records] == ["first"]
+    assert journal.cut("two").records == ()
+    board.say("second")
+    assert [record.text for record in journal.cut("three").records] == ["second"]
+
+
+def test_what_was_overwritten_is_counted() -> None:
+    board = FakeBoard(size=20)
+    journal = Journal(board)
+    journal.cut("start")
+    for number in range(50):
+        board.say(f"line {number}")
+    piece = journal.cut("end")
+    kernel = [record.text for record in piece.records if not record.user]
+    assert kernel == [f"line {number}" for number in range(50 - len(kernel), 50)]
+    # the line after the last marker is lost, too
+    assert piece.lost == 50 - len(kernel) + 1
+
+
+def test_a_restart_is_seen_and_its_log_read_from_the_beginning() -> None:
+    board = FakeBoard()
+    for number in range(30):
+        board.say(str(number))
+    log = KernelLog(journal := Journal(board), "x")
+    journal.cut("start")
+    board.restart()
+    log.refresh()
+    assert [record.text for record in log.records] == ["Booting Linux"]
+    assert "restarted" in log.problems()[0]
+    log.announce_restart()
+    assert log.problems() == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["WARNING: CPU: 0 PID: 1 at drivers/accel/rocket", "BUG: KASAN: slab-use-after-free", "rocket: NPU job timed out"],
+)
+def test_bad_messages_fail_unless_announced(text: str) -> None:
+    board = FakeBoard()
+    journal = Journal(board)
+    journal.cut("start")
+    log = KernelLog(journal, "x")
+    board.say(text)
+    board.taint = 1 << 9
+    log.refresh()
+    assert log.problems() == [text, "the kernel is newly tainted: bit 9 (warning)"]
+    log.announce(re.escape(text))
+    assert log.problems() == []
+
+
+def test_what_programs_write_is_no_kernel_message() -> None:
+    board = FakeBoard()
+    journal = Journal(board)
+    journal.cut("start")
+    log = KernelLog(journal, "x")
+    board.say("BUG: says a test script", user=True)
+    assert log.lines() == []
+    assert log.problems() == []
+
+
+def test_a_silent_board_is_infrastructure() -> None:
+    board = FakeBoard()
+    board.dead = True
+    with pytest.raises(KitError) as caught:
+        Journal(board).cut("start")
+    assert caught.value.code is ExitCode.INFRASTRUCTURE
+    assert "refused" in caught.value.tail
+
+
+def test_titles_cannot_break_the_command() -> None:
+    board = FakeBoard()
+    journal = Journal(board)
+    journal.cut("tests/x.py::test['; reboot; echo $(id) `x` \\ \n <4>]")
+    assert "reboot" in board.records[0][1]
+    assert not set("'$`\\\n<>;") & set(board.records[0][1])
