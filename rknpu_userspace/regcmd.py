@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .isa import BY_NAME, NOP, OPERATION_ENABLE, TARGET_ENABLE, TARGET_SYNC, pack, write
+from .isa import BY_NAME, NOP, OPERATION_ENABLE, TARGET_ENABLE, TARGET_SYNC, Field, pack, write
 from .task import DEPTHWISE, TaskConfig
 
 S_POINTER = 0xE
@@ -321,6 +322,12 @@ _SYNC = pack(TARGET_SYNC, 0, 0)
 _LAST_TASK = write(BY_NAME["PC_REGISTER_AMOUNTS"], 0)
 
 
+@lru_cache
+def _trailer(enable: int) -> tuple[int, ...]:
+    """The last words: no task after this one, and the start of the blocks."""
+    return NOP, _LAST_TASK, _SYNC, pack(TARGET_ENABLE, OPERATION_ENABLE, enable)
+
+
 def encode(task: TaskConfig, prologue: tuple[int, ...] = ()) -> npt.NDArray[np.uint64]:
     """The task's command words, trailer included. ``prologue`` words (a look-up table) come first.
 
@@ -345,7 +352,7 @@ def encode(task: TaskConfig, prologue: tuple[int, ...] = ()) -> npt.NDArray[np.u
     if task.pool is not None:
         words += _POOL_POINTERS
         words += _PPU.encode(task.pool)
-    words += (NOP, _LAST_TASK, _SYNC, pack(TARGET_ENABLE, OPERATION_ENABLE, task.enable))
+    words += _trailer(task.enable)
     return np.array(words, np.uint64)
 
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .isa import Block, enable_mask
 
@@ -258,13 +259,10 @@ class TaskConfig:
     @property
     def enable(self) -> int:
         """Mask of the blocks that take part."""
-        blocks = []
-        if self.conv is not None:
-            blocks += [Block.CNA, Block.CORE]
-        if self.dpu is not None:
-            blocks.append(Block.DPU)
-        if self.rdma is not None:
-            blocks.append(Block.DPU_RDMA)
-        if self.pool is not None:
-            blocks += [Block.PPU, Block.PPU_RDMA]
-        return enable_mask(*blocks)
+        return _enable(self.conv is not None, self.dpu is not None, self.rdma is not None, self.pool is not None)
+
+
+@lru_cache
+def _enable(conv: bool, dpu: bool, rdma: bool, pool: bool) -> int:
+    blocks = (Block.CNA, Block.CORE) * conv + (Block.DPU,) * dpu + (Block.DPU_RDMA,) * rdma
+    return enable_mask(*blocks, *(Block.PPU, Block.PPU_RDMA) * pool)

@@ -54,54 +54,54 @@ class Problem:
         rows_out = not native and line // ATOM - 1 <= limits.MAX_NOTCH
         return cls(form, out, rows, 1, inner, outputs, rows_in=not native, rows_out=rows_out)
 
-    @property
+    @cached_property
     def input(self) -> InputFormat:
         """Format of features and weights."""
         return INPUTS[self.form]
 
-    @property
+    @cached_property
     def output(self) -> OutputFormat:
         """Format of the result."""
         return OUTPUTS[self.out]
 
-    @property
+    @cached_property
     def span_y(self) -> int:
         """Input lines under a window."""
         return (self.kernel_height - 1) * self.dilation_y + 1
 
-    @property
+    @cached_property
     def span_x(self) -> int:
         """Input columns under a window."""
         return (self.kernel_width - 1) * self.dilation_x + 1
 
-    @property
+    @cached_property
     def out_height(self) -> int:
         """Output lines."""
         return (self.height + self.pad_top + self.pad_bottom - self.span_y) // self.stride_y + 1
 
-    @property
+    @cached_property
     def out_width(self) -> int:
         """Output columns."""
         return (self.width + self.pad_left + self.pad_right - self.span_x) // self.stride_x + 1
 
-    @property
+    @cached_property
     def stored_channels(self) -> int:
         """Input channels as they lie in memory."""
         if self.rows_in:
             return align(self.channels, max(self.input.channel_group, self.input.atom_channels))
         return weight_channels(self.channels, self.input)
 
-    @property
+    @cached_property
     def stored_outputs(self) -> int:
         """Output channels as they lie in memory: whole kernel groups."""
         return align(self.out_channels, self.output_group)
 
-    @property
+    @cached_property
     def output_group(self) -> int:
         """Output channels of a kernel group."""
         return self.input.depthwise_group if self.depthwise else self.input.kernel_group
 
-    @property
+    @cached_property
     def macs(self) -> int:
         """Multiply-accumulates that the result needs."""
         per_pixel = self.kernel_height * self.kernel_width * self.out_channels
@@ -117,18 +117,18 @@ class Problem:
         results = images * self.out_height * self.out_width * self.out_channels
         return ceil_div(operands * self.input.bits, 8) + results * self.output.nbytes
 
-    @property
+    @cached_property
     def in_bytes(self) -> int:
         """Bytes of the features."""
         return self.height * self.width * self.input.nbytes(self.stored_channels)
 
-    @property
+    @cached_property
     def weight_bytes(self) -> int:
         """Bytes of the weights."""
         kernels = 1 if self.depthwise else weight_kernels(self.out_channels)
         return kernels * self.input.nbytes(self.kernel_height * self.kernel_width * self.stored_channels)
 
-    @property
+    @cached_property
     def out_bytes(self) -> int:
         """Bytes of the result."""
         return self.out_height * self.out_width * self.stored_outputs * self.output.nbytes
@@ -281,7 +281,7 @@ class Plan:
     tiles: tuple[Tile, ...]
     out: str
 
-    @property
+    @cached_property
     def partial(self) -> bool:
         """Whether the host has to add up partial sums, or to widen the only one."""
         return len(self.chunks) > 1 or self.out != self.problem.out
@@ -325,7 +325,7 @@ class Plan:
         """Each input, weight and output byte once."""
         return self.problem.bound_bytes(self.images)
 
-    @property
+    @cached_property
     def image_bytes(self) -> int:
         """Output bytes of one chunk of one image."""
         problem = self.problem

@@ -67,11 +67,12 @@ def row_bytes_in(problem: Problem) -> int:
 
 def tasks(plan: Plan, post: Post, places: Places) -> Iterator[TaskConfig]:
     """The task of every tile, in order."""
+    stage = _stage(plan, post)
     for tile in plan.tiles:
         vertical, horizontal = plan.axes[tile.chunk]
         yield TaskConfig(
             _conv(plan, tile, vertical, horizontal, post, places),
-            _dpu(plan, tile, post, places),
+            _dpu(plan, tile, post, stage, places),
             _rdma(plan, tile, post, places),
         )
 
@@ -199,7 +200,7 @@ def last_atom(plan: Plan, tile: Tile) -> int:
     return offset + (surfaces - 1) * surface + ATOM * ((tile.y1 - tile.y0 - 1) * (width + notch) + width - 1)
 
 
-def _dpu(plan: Plan, tile: Tile, post: Post, places: Places) -> Dpu:
+def _dpu(plan: Plan, tile: Tile, post: Post, stage: Stage, places: Places) -> Dpu:
     problem = plan.problem
     out = OUTPUTS[plan.out]
     offset, surface, notch = out_place(plan, tile)
@@ -219,7 +220,7 @@ def _dpu(plan: Plan, tile: Tile, post: Post, places: Places) -> Dpu:
         mode=DEPTHWISE if problem.depthwise else DIRECT,
         zero_point_bypass=int(not _uses_zero_point(plan, post)),
         zero_point=-post.zero_point,
-        bs=_stage(plan, post),
+        bs=stage,
         cvt_offset=requant.offset if requant else 0,
         cvt_scale=requant.scale if requant else 1,
         cvt_shift=requant.shift if requant else 0,
