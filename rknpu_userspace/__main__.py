@@ -12,6 +12,7 @@ from .console import quietly
 EXIT_USAGE = 2
 TOOLS = {
     "disasm": ("isa.disasm", "what a command stream computes, block by block, and which rules it breaks"),
+    "probe": ("probe.runner", "measure what is not known about the NPU, for the model to load"),
     "selftest": ("selftest", "compare the NPU with numpy"),
     "jobloop": ("jobloop", "time a small job"),
 }
