@@ -11,13 +11,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lab import __version__, boards
-from lab.assemble import kernel, mirror, sources
+from lab.assemble import kernel, mirror, requirements, sources
 from lab.assemble.apt import Apt
 from lab.assemble.artifacts import describe, link
 from lab.cache import Cache, digest, file_digest
@@ -39,10 +38,14 @@ class BoardKernelOptions(kernel.KernelOptions):
     fixes: bool = True
 
     @property
+    def base(self) -> str:
+        """Defaults, not nothing: workarounds for errata and mitigations are the kernel's business, not a fragment's."""
+        return "alldefconfig"
+
+    @property
     def fragments(self) -> tuple[str, ...]:
         """Fragment names in the order they are merged."""
-        driver = "rocket-module.cfg" if self.rocket_module else "rocket-builtin.cfg"
-        return ("npu.cfg", "virt.cfg", "board.cfg", driver)
+        return ("npu.cfg", "virt.cfg", "board.cfg", *self._last_fragments)
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -52,7 +55,12 @@ class BoardKernelOptions(kernel.KernelOptions):
     @property
     def build_tree(self) -> object:
         """What tells build trees of one source apart."""
-        return ("board", self.rocket_module)
+        return ("board", self.rocket_module, self.debug)
+
+    @property
+    def expected_steps(self) -> int:
+        """Steps of a first build (7.3.4)."""
+        return 3400
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,9 @@ def assemble(
     log = cache.root / "log" / f"build-{board}.log"
     apt = Apt(cache, mirror.find(debian_mirror), log)
     linux = sources.linux(_spec(source), cache, apt, out, log)
+    if not cache.lookup("kernel-fast", kernel.key(linux, options)):
+        requirements.check_packages()
+        requirements.check_space(cache.root, kernel.SPACE, "a board's kernel")
     built = kernel.build(linux, options, apt, cache, out, log)
     name = dtb_name(board)
     if not (built / "dtbs" / f"{name}.dtb").is_file():
@@ -158,9 +169,11 @@ def _install_tree(entry: Path, board: str, name: str, release: str) -> None:
     link(entry / "Image", boot / "Image")
     link(entry / "dtbs" / f"{name}.dtb", boot / f"{name}.dtb")
     link(entry / "config", boot / "config")
-    modules = sorted((entry / "modules").glob("*.ko")) if (entry / "modules").is_dir() else []
-    for path in modules:
-        link(path, folder / "root/usr/lib/modules" / release / "npulab" / path.name)
+    target = folder / "root/usr/lib/modules" / release
+    for path in sorted(entry.glob("modules.builtin*")):
+        link(path, target / path.name)
+    for path in sorted(entry.glob("modules/*.ko")):
+        link(path, target / "npulab" / path.name)
     console = boards.load(board).console
     lines = [
         f"label npulab-{release}",
@@ -177,34 +190,51 @@ def _install_tree(entry: Path, board: str, name: str, release: str) -> None:
 def package(built: BoardSet, target: Path, log: Path) -> Path:
     """A Debian package of the install tree below ``target``; its removal takes nothing else with it."""
     require("dpkg-deb", "dpkg")
-    release, board = built.manifest["kernel"]["release"], built.manifest["board"]
-    name = f"linux-npulab-{board}"
+    release = built.manifest["kernel"]["release"]
+    name = f"linux-npulab-{built.manifest['board']}"
     version = f"{release.replace('_', '-')}-1"
     final = target / f"{name}_{version}_arm64.deb"
-    folder = target / f".{name}.partial"
+    folder, partial = target / f".{name}.partial", target / f".{final.name}.partial"
     try:
         shutil.copytree(built.root / "install/root", folder)
-        shutil.copy2(built.root / "install/install.sh", folder / f"boot/npulab/{release}/install.sh")
-        shutil.copy2(built.root / "install/extlinux-entry.conf", folder / f"boot/npulab/{release}/extlinux-entry.conf")
+        for file in ("install.sh", "extlinux-entry.conf"):
+            shutil.copy2(built.root / "install" / file, folder / f"boot/npulab/{release}/{file}")
         (folder / "DEBIAN").mkdir()
-        control = [
-            f"Package: {name}",
-            f"Version: {version}",
-            "Architecture: arm64",
-            "Maintainer: RK3588 NPU bring-up kit <maintainers@rk3588-npu-bringup.invalid>",
-            "Section: kernel",
-            "Priority: optional",
-            f"Description: Linux {release} with the NPU driver for {boards.load(board).title}",
-            " Adds a boot entry beside those that are there; the default stays as it is.",
-        ]
-        (folder / "DEBIAN/control").write_text("\n".join(control) + "\n")
-        script = folder / "DEBIAN/postinst"
-        script.write_text(f"#!/bin/sh\nset -e\nexec sh /boot/npulab/{release}/install.sh --entry-only /\n")
-        script.chmod(script.stat().st_mode | stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH)
-        partial = target / f".{final.name}.partial"
+        (folder / "DEBIAN/control").write_text(_control(built, name, version))
+        for script, text in _scripts(release).items():
+            (folder / "DEBIAN" / script).write_text(text)
+            (folder / "DEBIAN" / script).chmod(0o755)
         run(["dpkg-deb", "--root-owner-group", "--build", folder, partial], stage="making the package", log=log)
         partial.rename(final)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        (target / f".{final.name}.partial").unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
     return final
+
+
+def _control(built: BoardSet, name: str, version: str) -> str:
+    """The package's description; the packages of two boards own the same kernel image and exclude each other."""
+    title = boards.load(built.manifest["board"]).title
+    lines = [
+        f"Package: {name}",
+        f"Version: {version}",
+        "Architecture: arm64",
+        "Maintainer: RK3588 NPU bring-up kit <maintainers@rk3588-npu-bringup.invalid>",
+        "Section: kernel",
+        "Priority: optional",
+        "Provides: linux-npulab",
+        "Conflicts: linux-npulab",
+        f"Description: Linux {built.manifest['kernel']['release']} with the NPU driver for {title}",
+        " Adds a boot entry beside those that are there; the default stays as it is.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _scripts(release: str) -> dict[str, str]:
+    """The package's scripts: the entry comes and goes with it; what depmod leaves is in no package's list."""
+    installer, modules = f"sh /boot/npulab/{release}/install.sh", f"/usr/lib/modules/{release}"
+    return {
+        "postinst": f"#!/bin/sh\nset -e\nexec {installer} --entry-only /\n",
+        "prerm": f"#!/bin/sh\nset -e\nexec {installer} --remove-entry /\n",
+        "postrm": f'#!/bin/sh\n[ "$1" != remove ] || rm -f {modules}/modules.*\nrmdir {modules} 2>/dev/null || :\n',
+    }

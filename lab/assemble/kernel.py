@@ -31,6 +31,7 @@ from lab.assemble.sources import (
 )
 from lab.cache import Cache, digest, file_digest, tree_digest
 from lab.errors import ExitCode, KitError
+from lab.kernel import uapi
 from lab.kernel.patches import STOCK
 from lab.output import Meter, Output
 from lab.process import require, run
@@ -257,6 +258,7 @@ class _Builder:
         """Copy the results and say what they are."""
         shutil.copyfile(self.objects / "arch/arm64/boot/Image", entry / "Image")
         shutil.copyfile(self.objects / ".config", entry / "config")
+        extra = self._for_checks(entry)
         release = (self.objects / "include/config/kernel.release").read_text().strip()
         modules = self._modules(entry / "modules", release) if self.options.rocket_module else []
         with self.out.stage("check device trees"):
@@ -276,7 +278,7 @@ class _Builder:
             "modules": modules,
             "dtbs": trees,
         }
-        names = ["Image", "config", *(f"dtbs/{path.name}" for path in sorted((entry / "dtbs").iterdir()))]
+        names = ["Image", "config", *extra, *(f"dtbs/{path.name}" for path in sorted((entry / "dtbs").iterdir()))]
         if self.options.rocket_module:
             component["rocket_aliases"] = next(m["aliases"] for m in modules if m["name"] == "rocket")
             component["initrd"] = "initrd.img"
@@ -286,6 +288,17 @@ class _Builder:
         checks.kernel(component, (entry / "config").read_text())
         component["files"] = {name: describe(entry / name) for name in names}
         (entry / "component.json").write_text(json.dumps(component, indent=1))
+
+    def _for_checks(self, entry: Path) -> list[str]:
+        """What kmod and the checks read: built-in drivers and their aliases, the interface, what modules may use."""
+        wanted = {"modules.builtin": self.objects, "modules.builtin.modinfo": self.objects, uapi.HEADER: self.tree}
+        if self.options.rocket_module:
+            wanted["Module.symvers"] = self.objects
+        names = [name for name, folder in wanted.items() if (folder / name).is_file()]
+        for name in names:
+            (entry / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(wanted[name] / name, entry / name)
+        return names
 
     def _modules(self, target: Path, release: str) -> list[dict[str, Any]]:
         target.mkdir()

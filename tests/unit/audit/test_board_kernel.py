@@ -75,6 +75,33 @@ def test_entry_only_copies_nothing(installer: Path, root: Path) -> None:
     assert "npulab-7.3.4" in (root / "boot/extlinux/extlinux.conf").read_text()
 
 
+@pytest.mark.parametrize("more", ["", "\nlabel other\n\tlinux /boot/x\n", "\n\n\nlabel other\n"])
+def test_removal_restores_the_configuration_byte_for_byte(installer: Path, root: Path, more: str) -> None:
+    conf = root / "boot/extlinux/extlinux.conf"
+    assert install(installer, root).returncode == 0
+    # what came after the kit's entry stays too
+    conf.write_text(conf.read_text() + more)
+    conf.chmod(0o600)
+    answer = install(installer, "--remove-entry", root)
+    assert answer.returncode == 0 and "took the entry npulab-7.3.4 out" in answer.stdout
+    assert conf.read_text() == EXISTING + more
+    assert conf.stat().st_mode & 0o777 == 0o600
+    assert list(conf.parent.iterdir()) == [conf]
+    assert install(installer, "--remove-entry", root).returncode == 0, "a second removal has nothing to do"
+    assert conf.read_text() == EXISTING + more
+
+
+def test_removal_of_one_release_leaves_the_other(installer: Path, root: Path) -> None:
+    conf = root / "boot/extlinux/extlinux.conf"
+    assert install(installer, root).returncode == 0
+    first = conf.read_text()
+    entry = installer.with_name("extlinux-entry.conf")
+    entry.write_text(ENTRY.replace("7.3.4", "7.3.4-debug"))
+    assert install(installer, root).returncode == 0
+    assert install(installer, "--remove-entry", root).returncode == 0
+    assert conf.read_text() == first
+
+
 def test_configuration_without_a_root_device_stays_as_it_is(installer: Path, root: Path) -> None:
     conf = root / "boot/extlinux/extlinux.conf"
     conf.write_text("default l0\nlabel l0\n\tlinux /boot/x\n")
@@ -109,6 +136,12 @@ def test_base_without_a_source_names_the_three_ways(capsys: pytest.CaptureFixtur
     assert main(["build", "virt", "--kernel", "6.18"]) == ExitCode.USAGE
 
 
+def _script(deb: Path, name: str) -> str:
+    """Last line of a package's script."""
+    answer = subprocess.run(["dpkg-deb", "-I", deb, name], capture_output=True, text=True, check=True)
+    return answer.stdout.splitlines()[-1]
+
+
 def test_package_holds_the_tree_and_leaves_nothing_half_made(installer: Path, tmp_path: Path) -> None:
     (tmp_path / "install/root/boot/npulab/7.3.4").mkdir(exist_ok=True)
     kernel = {"release": "7.3.4"}
@@ -119,6 +152,11 @@ def test_package_holds_the_tree_and_leaves_nothing_half_made(installer: Path, tm
     listing = subprocess.run(["dpkg-deb", "-c", deb], capture_output=True, text=True, check=True).stdout
     assert "./boot/npulab/7.3.4/Image" in listing
     assert "./boot/npulab/7.3.4/install.sh" in listing
+    scripts = {name: _script(deb, name) for name in ("postinst", "prerm")}
+    assert scripts == {
+        "postinst": "exec sh /boot/npulab/7.3.4/install.sh --entry-only /",
+        "prerm": "exec sh /boot/npulab/7.3.4/install.sh --remove-entry /",
+    }
     assert list(target.iterdir()) == [deb]
     kernel["release"] = "no version"
     (tmp_path / "install/root/boot/npulab/no version").mkdir()
