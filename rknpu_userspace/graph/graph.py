@@ -53,7 +53,11 @@ class Graph:
         unsigned: bool = False,
     ) -> Tensor:
         """A tensor that every run is given."""
-        tensor = Tensor(self._unique(name), tuple(map(int, shape)), dtype, scale, zero_point, unsigned)
+        return self.adopt(Tensor(self._unique(name), tuple(map(int, shape)), dtype, scale, zero_point, unsigned))
+
+    def adopt(self, tensor: Tensor) -> Tensor:
+        """A tensor as an input."""
+        self._names.add(tensor.name)
         self._known.add(tensor)
         self.inputs.append(tensor)
         return tensor

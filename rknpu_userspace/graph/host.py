@@ -53,10 +53,13 @@ def _weighted(node: Node, x: Array) -> Array:
 
 
 def _multipliers(node: Node) -> tuple[Array, Array]:
-    """Fractions and shifts per output channel. A linear layer's product of scales is a float32 (kernel_util.cc)."""
+    """Fractions and shifts per output channel.
+
+    The product of input and weight scale is a float32 in linear layers and uint8 convolutions (kernel_util.cc).
+    """
     x_scale, w_scale = np.float32(node.inputs[0].scale), node.constants["w_scale"]
-    is_linear = node.kind == "linear" or node.attributes.get("flattened", 0)
-    products = x_scale * w_scale if is_linear else float(x_scale) * w_scale.astype(np.float64)
+    in_float32 = node.kind == "linear" or node.attributes.get("float_product", 0)
+    products = x_scale * w_scale if in_float32 else float(x_scale) * w_scale.astype(np.float64)
     pairs = [fixed.quantize_multiplier(float(value) / float(np.float32(node.output.scale))) for value in products]
     return np.array([pair[0] for pair in pairs], np.int64), np.array([pair[1] for pair in pairs], np.int64)
 
@@ -89,18 +92,29 @@ def _binary(node: Node, *inputs: Array) -> Array:
 
 
 def _average_pool(node: Node, x: Array) -> Array:
-    """Mean of the elements that exist; another scale of the result takes a rounding of its own."""
-    ones = np.ones_like(x[:1, :, :, :1], np.float64)
-    count = _window_sums(node, ones)
-    total = _window_sums(node, x.astype(np.float64))
+    """Average of the elements that exist: rounded half away from zero in the type that the caller stores."""
+    count = _window_sums(node, np.ones_like(x[:1, :, :, :1], np.float64))
     source, out = node.inputs[0], node.output
     if source.dtype != "int8":
-        return _float(total / count, node)
+        return _float(_window_sums(node, x.astype(np.float64)) / count, node)
+    if node.attributes.get("mean"):
+        total = _window_sums(node, x.astype(np.float64)) - count * source.zero_point
+        return _finish(_mean(node, total.astype(np.int64), int(count.flat[0])) + out.zero_point, node)
+    lift = 128 * node.attributes.get("from_uint8", 0)
+    total = _window_sums(node, x.astype(np.float64) + lift)
+    mean = np.sign(total) * np.floor((np.abs(total) + count // 2) / count) - lift
     if (source.scale, source.zero_point) == (out.scale, out.zero_point):
-        mean = np.sign(total) * np.floor((np.abs(total) + count // 2) / count)
         return _finish(mean, node)
-    mean = (total / count - source.zero_point) * (source.scale / out.scale) + out.zero_point
-    return _finish(np.floor(mean + 0.5), node)
+    exact = (total / count - lift - source.zero_point) * (source.scale / out.scale) + out.zero_point
+    return _finish(np.floor(exact + 0.5), node)
+
+
+def _mean(node: Node, total: Array, count: int) -> Array:
+    """Division and rescaling in one multiplier (reference_ops::QuantizedMeanOrSum)."""
+    real = float(np.float32(node.inputs[0].scale)) / float(np.float32(node.output.scale))
+    fraction, shift = fixed.quantize_multiplier(real)
+    more = min(count.bit_length() - 1, 32, 31 + shift)
+    return fixed.multiply(total, (fraction << more) // count, shift - more)
 
 
 def _window_sums(node: Node, x: Array) -> Array:

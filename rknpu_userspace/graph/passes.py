@@ -65,6 +65,6 @@ def _flattened(reshape: Node, linear: Node) -> Node | None:
         return None
     weights = linear.constants["weights"].reshape(-1, height, width, channels)
     attributes = {**linear.attributes, "stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
-    attributes["flattened"] = 1
+    attributes["float_product"] = 1
     constants = {**linear.constants, "weights": weights}
     return replace(linear, kind="conv2d", inputs=(x,), attributes=attributes, constants=constants)
