@@ -1,198 +1,224 @@
 # SPDX-License-Identifier: MIT
-"""Activations of float16 tensors: ReLU and its kin in the DPU's stages, others through its look-up table.
+"""Activations of float16, bfloat16 and int8 tensors of any shape: the DPU's stages, its look-up table, short sequences.
 
-The table covers indices -16384..16384 in two halves of 513 int16 entries, interpolated linearly; the index is x times
-a scale. A sum of entry and offset that is zero comes out as 2^17 2^-MINUS_EXP (RN dpu-lut-activation.md), so only
-functions with positive values are put into it, with an offset of one: tanh, SiLU and GELU are a second task over them.
+``BOUNDS`` says how far float results may be from the real function; int8 results are the function's values rounded to
+the output's scale, exactly. PReLU with a slope per channel is ``PRelu``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from rknpu_userspace import layout
 from rknpu_userspace.backend import Context
-from rknpu_userspace.isa import BY_NAME, write
-from rknpu_userspace.program import Program, RunStats, Share, Spec
-from rknpu_userspace.task import ALU_ADD, Elementwise, Lut, Stage
+from rknpu_userspace.formats import OUTPUTS
+from rknpu_userspace.layout import from_bfloat16, to_bfloat16
+from rknpu_userspace.program import Program, Share, Spec
+from rknpu_userspace.quant import CHANNEL_SHIFT, INT8_MAX, INT8_MIN, check_zero_point, derive, requantize
+from rknpu_userspace.task import ALU_ADD, Stage
 
-from . import flying
-from .elementwise import Binary, pieces_of
+from .elementwise import pieces_of
 from .flying import Flow
+from .moves import Move, moves_of, stage
+from .schedule import Schedule
+from .steps import Cube, FlyingStep, Step
+from .tables import int8_flow, phi, sigmoid
 
 Array = npt.NDArray[Any]
-ENTRIES = 513
-STEP_BITS = 5
-LAST = (ENTRIES - 1) << STEP_BITS
-FRACTION_BITS = 15
-MAX_ERROR = {"sigmoid": 1e-3, "exp": 1e-3, "tanh": 3e-3, "silu": 1e-2, "gelu": 1e-2}
-"""Greatest absolute error over [-16, 16] (exp: [-16, 0]), float16 rounding included."""
-_LE, _LO = 0x20000, 0x30000
-
-
-def _bits(value: float) -> int:
-    return int(np.float16(value).view(np.uint16))
-
-
-def _float_bits(value: float) -> int:
-    return int(np.float32(value).view(np.uint32))
+FORMATS = ("float16", "bfloat16", "int8")
 
 
 @dataclass(frozen=True)
-class Table:
-    """A function with values in (0, 1], and the range [-reach, reach] that the table covers; constant outside."""
+class Bound:
+    """|result - real| <= absolute + relative |real| for low <= x <= high."""
 
-    function: Callable[[Array], Array]
-    reach: float
-
-    @property
-    def scale(self) -> float:
-        """Index units per x: the closest float16."""
-        return float(np.float16(LAST / self.reach))
-
-    def entries(self, upper: bool) -> npt.NDArray[np.int64]:
-        """513 entries of the lower or upper half, minus the offset of one."""
-        index = np.arange(ENTRIES) * (1 << STEP_BITS) - (0 if upper else LAST)
-        values = self.function(index / self.scale)
-        units: npt.NDArray[np.int64] = np.rint(values * (1 << FRACTION_BITS)).astype(np.int64) - 1
-        return np.clip(units, 0, 32767)
-
-    def words(self) -> tuple[int, ...]:
-        """Command words that load both halves."""
-        words = []
-        for config, upper in ((_LE, False), (_LO, True)):
-            words.append(write(BY_NAME["DPU_LUT_ACCESS_CFG"], config))
-            words += [write(BY_NAME["DPU_LUT_ACCESS_DATA"], int(entry)) for entry in self.entries(upper)]
-        return tuple(words)
-
-    def flow(self) -> Flow:
-        """The DPU's settings: BN makes the index, EW looks it up, OUT_CVT turns the entry into a float."""
-        return Flow(
-            "float16",
-            "float16",
-            bn=Stage(
-                bypass=0,
-                alu_bypass=0,
-                alu_algorithm=ALU_ADD,
-                alu_operand=_float_bits(-0.0),
-                mul_bypass=0,
-                mul_operand=_bits(self.scale),
-            ),
-            ew=Elementwise(bypass=0, lut_bypass=0),
-            lut=Lut(
-                config=0x68, info=STEP_BITS << 16 | STEP_BITS << 8, le_start=-LAST, le_end=0, lo_start=0, lo_end=LAST
-            ),
-            cvt_offset=1,
-            cvt_offset_first=1,
-            cvt_minus_exp=FRACTION_BITS,
-            prologue=self.words(),
-        )
+    absolute: float
+    relative: float
+    low: float = -65504.0
+    high: float = 65504.0
 
 
-def sigmoid(x: Array) -> Array:
-    """Logistic function, in the arithmetic of ``x``."""
-    result: Array = 1 / (1 + np.exp(-x))
-    return result
-
-
-def _phi(x: Array) -> Array:
-    """Distribution function of the normal distribution."""
-    return np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in np.ravel(x)]).reshape(np.shape(x))
-
-
-TABLES = {
-    "sigmoid": Table(sigmoid, 10.0),
-    "double_sigmoid": Table(lambda x: sigmoid(2 * x), 5.0),
-    "normal": Table(_phi, 5.0),
-    "exp": Table(lambda x: np.exp(np.minimum(x, 0)), 16.0),
+_HALF, _BRAIN = 2.0**-11, 2.0**-8
+"""Relative rounding errors of the formats, doubled for bfloat16's halfway bits."""
+BOUNDS: dict[str, dict[str, Bound]] = {
+    "relu": {"float16": Bound(0, 0), "bfloat16": Bound(0, 0)},
+    "relu6": {"float16": Bound(0, 0), "bfloat16": Bound(0, 0)},
+    "relux": {"float16": Bound(0, _HALF), "bfloat16": Bound(0, _BRAIN)},
+    "leaky_relu": {"float16": Bound(1e-7, 2 * _HALF), "bfloat16": Bound(0, 2 * _BRAIN)},
+    "hardsigmoid": {"float16": Bound(1e-7, 2 * _HALF), "bfloat16": Bound(0, 2 * _BRAIN)},
+    "hardswish": {"float16": Bound(1e-7, 2 * _HALF, high=32000), "bfloat16": Bound(0, 2 * _BRAIN)},
+    "sigmoid": {"float16": Bound(4e-4, 0), "bfloat16": Bound(4e-4, _BRAIN)},
+    "tanh": {"float16": Bound(1.2e-3, 0), "bfloat16": Bound(1.5e-3, _BRAIN)},
+    "silu": {"float16": Bound(3e-3, 2 * _HALF, -16), "bfloat16": Bound(4e-3, 2 * _BRAIN, -16)},
+    "gelu": {"float16": Bound(2e-3, 2 * _HALF, -16), "bfloat16": Bound(3e-3, 2 * _BRAIN, -16)},
+    "softplus": {"float16": Bound(3e-4, 2 * _HALF), "bfloat16": Bound(5e-4, 2 * _BRAIN)},
+    "exp": {"float16": Bound(2e-4, 5e-3, -16, 11), "bfloat16": Bound(2e-4, 1e-2, -16, 11)},
+    "reciprocal": {"float16": Bound(1e-7, 2 * _HALF, 2**-14)},
+    "rsqrt": {"float16": Bound(0, 4 * _HALF, 2**-13), "bfloat16": Bound(0, 4 * _BRAIN, 2**-13)},
+    "sqrt": {"float16": Bound(5e-6, 5 * _HALF, 0), "bfloat16": Bound(5e-6, 5 * _BRAIN, 0)},
 }
+"""What is stated and tested for every kind and float format. Rows without a format: not possible, see ``ops.table``."""
+KINDS = tuple(BOUNDS)
 
 
-def reference(kind: str, x: Array, slope: float = 0.01) -> Array:
-    """The real function in float64."""
-    wide = x.astype(np.float64)
+@dataclass(frozen=True)
+class UnaryScales:
+    """Quantisation of an int8 activation: real scales and zero points of input and output."""
+
+    x: float = 1.0
+    out: float = 1.0
+    x_zero_point: int = 0
+    out_zero_point: int = 0
+
+    def check(self) -> None:
+        """ValueError or TypeError for scales that are not positive numbers or zero points outside of int8."""
+        for name in ("x", "out"):
+            value = getattr(self, name)
+            if not np.isfinite(value) or value <= 0:
+                raise ValueError(f"scale {name} must be finite and positive, not {value}")
+        for name in ("x_zero_point", "out_zero_point"):
+            check_zero_point(name, getattr(self, name))
+
+
+def reference(kind: str, x: Array, slope: float = 0.01, bound: float = 6.0) -> Array:
+    """The real function in float64; uint16 operands are bfloat16 bit patterns."""
+    wide = (from_bfloat16(x) if x.dtype == np.uint16 else x).astype(np.float64)
     functions: dict[str, Callable[[Array], Array]] = {
         "relu": lambda v: np.maximum(v, 0),
         "relu6": lambda v: np.clip(v, 0, 6),
+        "relux": lambda v: np.clip(v, 0, bound),
         "leaky_relu": lambda v: np.where(v < 0, v * slope, v),
+        "hardsigmoid": lambda v: np.clip(v + 3, 0, 6) / 6,
+        "hardswish": lambda v: v * np.clip(v + 3, 0, 6) / 6,
         "sigmoid": sigmoid,
         "tanh": np.tanh,
         "silu": lambda v: v * sigmoid(v),
-        "gelu": lambda v: v * _phi(v),
+        "gelu": lambda v: v * phi(v),
+        "softplus": lambda v: np.maximum(v, 0) + np.log1p(np.exp(-np.abs(v))),
         "exp": np.exp,
+        "reciprocal": lambda v: 1 / v,
+        "rsqrt": lambda v: 1 / np.sqrt(v),
+        "sqrt": np.sqrt,
     }
-    return functions[kind](wide)
+    with np.errstate(all="ignore"):
+        return functions[kind](wide)
 
 
-def _stage_flow(kind: str, slope: float) -> Flow | None:
-    """Settings of what needs no table."""
-    if kind == "relu":
-        return Flow("float16", "float16", bs=Stage(bypass=0, relu_bypass=0))
-    if kind == "relu6":
-        return Flow("float16", "float16", bs=Stage(bypass=0, relu_bypass=0, relux=1, relux_bound=_float_bits(6.0)))
-    if kind == "leaky_relu":
-        return Flow("float16", "float16", bs=Stage(bypass=0, mul_bypass=0, prelu=1, mul_operand=_bits(slope)))
-    return None
+def int8_results(kind: str, scales: UnaryScales, slope: float = 0.01, bound: float = 6.0) -> npt.NDArray[np.int8]:
+    """The int8 result for every int8 input -128..127: rounded to nearest even, clamped. What is not a number is 0."""
+    real = (np.arange(INT8_MIN, INT8_MAX + 1) - scales.x_zero_point) * scales.x
+    values = np.nan_to_num(reference(kind, real, slope, bound), nan=0.0, posinf=1e30, neginf=-1e30)
+    units = np.rint(values / scales.out) + scales.out_zero_point
+    results: npt.NDArray[np.int8] = np.clip(units, INT8_MIN, INT8_MAX).astype(np.int8)
+    return results
 
 
-KINDS = ("relu", "relu6", "leaky_relu", "sigmoid", "tanh", "silu", "gelu", "exp")
+def reference_int8(
+    kind: str, x: Array, scales: UnaryScales, slope: float = 0.01, bound: float = 6.0
+) -> npt.NDArray[np.int8]:
+    """What the NPU gives for an int8 tensor, bit for bit."""
+    values: npt.NDArray[np.int8] = int8_results(kind, scales, slope, bound)[x.astype(np.int64) - INT8_MIN]
+    return values
+
+
+def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    sizes = tuple(int(size) for size in shape)
+    if 0 in sizes:
+        raise ValueError(f"empty tensor (shape {sizes}): the NPU has no empty tensors")
+    return sizes
 
 
 class Activation:
-    """What to compile: one of ``KINDS`` over a float16 tensor. ``slope`` is that of leaky_relu; exp wants x <= 0."""
+    """What to compile: one of ``KINDS`` over a tensor of any shape.
 
-    def __init__(self, kind: str, shape: Sequence[int], *, slope: float = 0.01) -> None:
+    ``form``: float16, bfloat16 (uint16 bit patterns) or int8, which takes ``scales``. ``slope`` is leaky_relu's,
+    ``bound`` relux's. Accuracy and domains of the float forms: ``BOUNDS``.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        shape: Sequence[int],
+        *,
+        form: str = "float16",
+        slope: float = 0.01,
+        bound: float = 6.0,
+        scales: UnaryScales | None = None,
+    ) -> None:
         if kind not in KINDS:
             raise ValueError(f"activation {kind!r} is not one of {', '.join(KINDS)}")
-        self.kind, self.shape = kind, tuple(int(size) for size in shape)
-        if 0 in self.shape:
-            raise ValueError(f"empty tensor (shape {self.shape}): the NPU has no empty tensors")
+        if form not in FORMATS:
+            raise TypeError(f"activations take {', '.join(FORMATS)}, not {form}")
+        if form != "int8" and form not in BOUNDS[kind]:
+            raise TypeError(f"{kind} takes {', '.join(BOUNDS[kind])} and int8, not {form}: the divider gives float16")
+        if scales is not None and form != "int8":
+            raise ValueError(f"scales are for int8, not {form}")
+        self.kind, self.form, self.shape = kind, form, _checked_shape(shape)
         if not math.isfinite(slope) or abs(slope) > 65504:
             raise ValueError(f"slope {slope} is not a finite float16")
-        self.slope = slope
+        if not math.isfinite(bound) or not 0 < bound <= 65504:
+            raise ValueError(f"bound {bound} is not a positive float16")
+        self.slope, self.bound = slope, bound
+        self.scales = scales or UnaryScales()
+        self.scales.check()
 
-    def compile(self, contexts: Sequence[Context]) -> Program | Composed:
-        """Make the program."""
-        simple = _stage_flow(self.kind, self.slope)
-        if simple is not None:
-            return self._stream(contexts, simple)
-        if self.kind in ("sigmoid", "exp"):
-            return self._stream(contexts, TABLES[self.kind].flow())
-        table = {"tanh": "double_sigmoid", "silu": "sigmoid", "gelu": "normal"}[self.kind]
-        first = self._stream(contexts, TABLES[table].flow())
+    @property
+    def label(self) -> str:
+        """What it is, for errors."""
+        return f"{self.kind} of {'x'.join(map(str, self.shape))} {self.form}"
+
+    def moves(self) -> list[Move]:
+        """The tasks over the whole tensor."""
+        if self.form == "int8":
+            return [Move(int8_flow(int8_results(self.kind, self.scales, self.slope, self.bound)))]
+        return moves_of(self.kind, self.form, self.slope, self.bound)
+
+    def steps(self, source: Cube, target: Cube) -> list[Step]:
+        """The steps from one cube to another of the same size."""
+        moves = self.moves()
+        values = [source, *(Cube(source.pixels, source.channels, move.flow.out) for move in moves[:-1]), target]
+        steps: list[Step] = []
+        for number, move in enumerate(moves):
+            reads = [values[move.main]] + ([] if move.operand is None else [values[move.operand]])
+            steps.append(FlyingStep(self.label, move.flow, reads, values[number + 1]))
+        return steps
+
+    def compile(self, contexts: Sequence[Context]) -> Program:
+        """Make the program; the elements are dealt out to the cores."""
+        shares: list[Share] = []
         try:
-            if self.kind == "tanh":
-                stage = Stage(
-                    bypass=0,
-                    alu_bypass=0,
-                    alu_algorithm=ALU_ADD,
-                    alu_operand=_float_bits(-0.5),
-                    mul_bypass=0,
-                    mul_operand=_bits(2.0),
-                )
-                second = self._stream(contexts, Flow("float16", "float16", bs=stage))
-            else:
-                second = Binary("mul", "float16", self.shape).compile(contexts)
+            for context, (start, stop) in zip(contexts, pieces_of(math.prod(self.shape), len(contexts)), strict=False):
+                shares.append(Share(_Stream(context, self, stop - start), _cut(start, stop), _into(start, stop)))
         except BaseException:
-            first.close()
+            for share in shares:
+                share.unit.close()
             raise
-        return Composed(first, second)
-
-    def _stream(self, contexts: Sequence[Context], flow: Flow) -> Program:
-        pieces = pieces_of(math.prod(self.shape), len(contexts))
-        label = f"{self.kind} of {'x'.join(map(str, self.shape))} float16"
-        parts = flying.build(contexts, flow, [(stop - start, 0) for start, stop in pieces], label)
-        shares = [
-            Share(part, _cut(start, stop), _into(start, stop))
-            for part, (start, stop) in zip(parts, pieces, strict=True)
-        ]
-        spec = Spec(self.shape, np.dtype(np.float16))
+        spec = Spec(self.shape, np.dtype(OUTPUTS[self.form].dtype))
         return Program(shares, [spec], spec)
+
+
+class _Stream(Schedule):
+    """Some elements of a tensor, an atom's worth of channels wide, whatever its shape is."""
+
+    def __init__(self, context: Context, operation: Activation, elements: int) -> None:
+        lanes = OUTPUTS[operation.form].atom_channels
+        source, target = (Cube(layout.ceil_div(elements, lanes), lanes, operation.form) for _ in range(2))
+        super().__init__(context, [source], operation.steps(source, target), [target])
+
+    def pack(self, *operands: Array) -> None:
+        """Write the elements."""
+        flat = np.ascontiguousarray(operands[0]).reshape(-1).view(np.uint8)
+        self.operand_view(0)[: len(flat)] = flat
+
+    def unpack(self, images: Array) -> None:
+        """Read the elements into a contiguous array."""
+        images.reshape(-1)[...] = self.result_view(0)[: images.nbytes].view(images.dtype)
 
 
 def _cut(start: int, stop: int) -> Callable[[Array], tuple[Array, ...]]:
@@ -203,31 +229,130 @@ def _into(start: int, stop: int) -> Callable[[Array], Array]:
     return lambda y: y.reshape(-1)[start:stop]
 
 
-class Composed:
-    """Two programs: the second takes the first's result, and the input as well if it takes two arrays."""
+MAX_SLOPE = 2.0
+"""int8: slopes are int16 in units of 2^-14."""
+_GUARD = 128
+"""int8: factor that a value gets before it is multiplied by its slope, so that nothing is lost."""
 
-    def __init__(self, first: Program, second: Program) -> None:
-        self._first, self._second = first, second
-        self.inputs, self.output = first.inputs, second.output
+
+def reference_prelu(x: Array, slopes: Array, scales: UnaryScales | None = None) -> Array:
+    """What the NPU computes over [..., C], bit for bit; uint16 are bfloat16 bit patterns."""
+    if x.dtype == np.int8:
+        scales = scales or UnaryScales()
+        value = (x.astype(np.int64) - scales.x_zero_point) * _GUARD
+        scaled = np.rint(value * (_slope_units(slopes) * 2.0**-CHANNEL_SHIFT)).astype(np.int64)
+        return requantize(
+            np.where(value < 0, scaled, value), derive(scales.x / scales.out / _GUARD, scales.out_zero_point)
+        )
+    if x.dtype == np.uint16:
+        wide = from_bfloat16(x)
+        return to_bfloat16(np.where(wide < 0, wide * from_bfloat16(to_bfloat16(slopes.astype(np.float32))), wide))
+    wide = x.astype(np.float32)
+    return np.where(wide < 0, wide * slopes.astype(np.float16).astype(np.float32), wide).astype(np.float16)
+
+
+def _slope_units(slopes: Array) -> Array:
+    return np.clip(np.rint(np.asarray(slopes, np.float64) * (1 << CHANNEL_SHIFT)), -32768, 32767)
+
+
+class PRelu:
+    """x, or x times its channel's slope where x is negative, over [..., C].
+
+    ``slopes`` [C]: rounded to the form's own format; int8: to multiples of 2^-14, -2 <= slope < 2.
+    """
+
+    def __init__(
+        self, shape: Sequence[int], slopes: Array, *, form: str = "float16", scales: UnaryScales | None = None
+    ) -> None:
+        if form not in FORMATS:
+            raise TypeError(f"PReLU takes {', '.join(FORMATS)}, not {form}")
+        if scales is not None and form != "int8":
+            raise ValueError(f"scales are for int8, not {form}")
+        self.form, self.shape = form, _checked_shape(shape)
+        self.slopes = np.asarray(slopes, np.float64)
+        if not self.shape or self.slopes.shape != self.shape[-1:]:
+            raise ValueError(f"slopes have shape {self.slopes.shape}, expected one per channel of {self.shape}")
+        most = MAX_SLOPE if form == "int8" else 65504.0
+        if not np.isfinite(self.slopes).all() or np.abs(self.slopes).max() > most:
+            raise ValueError(f"slopes must be finite and within -{most:g}..{most:g}")
+        self.scales = scales or UnaryScales()
+        self.scales.check()
 
     @property
-    def last(self) -> RunStats:
-        """Cost of the last run of both."""
-        a, b = self._first.last, self._second.last
-        return RunStats(a.jobs + b.jobs, a.tasks + b.tasks, a.npu_seconds + b.npu_seconds, a.seconds + b.seconds)
+    def label(self) -> str:
+        """What it is, for errors."""
+        return f"PReLU of {'x'.join(map(str, self.shape))} {self.form}"
 
-    def __call__(self, x: Array) -> Array:
-        """Run both."""
-        middle = self._first(x)
-        return self._second(middle, x) if len(self._second.inputs) == 2 else self._second(middle)
+    def _flow(self) -> Flow:
+        if self.form != "int8":
+            return Flow(self.form, self.form, bs=_from_memory(stage(self.form, times=1.0, prelu=True)))
+        scales = self.scales
+        requant = derive(scales.x / scales.out / _GUARD, scales.out_zero_point)
+        bs = Stage(
+            bypass=0,
+            alu_bypass=0,
+            alu_algorithm=ALU_ADD,
+            alu_operand=-scales.x_zero_point,
+            mul_bypass=0,
+            mul_operand=_GUARD,
+        )
+        bn = Stage(
+            bypass=0,
+            mul_bypass=0,
+            mul_from_memory=1,
+            mul_shift=CHANNEL_SHIFT,
+            mul_shift_negative=CHANNEL_SHIFT,
+            prelu=1,
+        )
+        return Flow(
+            "int8",
+            "int8",
+            bs=bs,
+            bn=bn,
+            cvt_offset=requant.offset,
+            cvt_scale=requant.scale,
+            cvt_shift=requant.shift,
+        )
 
-    def close(self) -> None:
-        """Give the buffers back."""
-        self._first.close()
-        self._second.close()
+    def steps(self, source: Cube, target: Cube) -> list[Step]:
+        """The step from one cube to another of the same size."""
+        vector: Array
+        if self.form == "int8":
+            vector = _slope_units(self.slopes).astype(np.int16)
+        elif self.form == "bfloat16":
+            vector = to_bfloat16(self.slopes.astype(np.float32))
+        else:
+            vector = self.slopes.astype(np.float16)
+        unit = "bn" if self.form == "int8" else "bs"
+        return [FlyingStep(self.label, self._flow(), [source], target, vector, unit)]
 
-    def __enter__(self) -> Composed:
-        return self
+    def compile(self, contexts: Sequence[Context]) -> Program:
+        """Make the program; the pixels are dealt out to the cores."""
+        channels = self.shape[-1]
+        pixels = math.prod(self.shape[:-1])
+        step = layout.ceil_div(pixels, len(contexts))
+        shares: list[Share] = []
+        try:
+            for context, start in zip(contexts, range(0, pixels, step), strict=False):
+                stop = min(start + step, pixels)
+                source, target = (Cube(stop - start, channels, self.form) for _ in range(2))
+                unit = Schedule(context, [source], self.steps(source, target), [target])
+                shares.append(Share(unit, _rows(channels, start, stop), _rows_into(channels, start, stop)))
+        except BaseException:
+            for share in shares:
+                share.unit.close()
+            raise
+        spec = Spec(self.shape, np.dtype(OUTPUTS[self.form].dtype))
+        return Program(shares, [spec], spec)
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+
+def _from_memory(settings: Stage) -> Stage:
+    return replace(settings, mul_from_memory=1, mul_operand=0)
+
+
+def _rows(channels: int, start: int, stop: int) -> Callable[[Array], tuple[Array, ...]]:
+    return lambda x: (x.reshape(-1, channels)[start:stop],)
+
+
+def _rows_into(channels: int, start: int, stop: int) -> Callable[[Array], Array]:
+    return lambda y: y.reshape(-1, channels)[start:stop]

@@ -186,6 +186,15 @@ class Schedule(BufferUnit):
         for cube, operand in zip(self.inputs, operands, strict=True):
             layout.pack_cube(self._features[cube].view, operand.reshape(cube.pixels, cube.channels))
 
+    def operand_view(self, index: int) -> npt.NDArray[np.uint8]:
+        """The bytes of an input."""
+        return self._features[self.inputs[index]].view
+
+    def result_view(self, index: int) -> npt.NDArray[np.uint8]:
+        """The bytes from the start of an output on."""
+        cube = self.outputs[index]
+        return self._out.view[self._offsets[cube.root] + cube.offset :]
+
     def read(self, cube: Cube, out: Array) -> None:
         """Read a cube that is an output into a contiguous array."""
         start = self._offsets[cube.root] + cube.offset

@@ -8,7 +8,7 @@ addresses are known, and how long they take by estimate.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -27,6 +27,8 @@ from .flying import Flow
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
+MULTIPLIERS, MULTIPLIER_BYTES = 4, 2
+"""DATA_USE of a stream that holds multipliers only, 16 bits each (BRDMA_CFG 8 of Rockchip's RMSNorm stream)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,17 +170,27 @@ class ConvStep:
 
 
 class FlyingStep:
-    """The DPU alone over one cube, or two of the same size, or a cube and a constant vector over its channels."""
+    """The DPU alone over one cube, or two of the same size, or a cube and a constant vector over its channels.
+
+    ``unit``: what the vector is for, "ew" (the flow's operand), or "bs" or "bn" (16-bit multipliers).
+    """
 
     macs = 0
 
     def __init__(
-        self, label: str, flow: Flow, reads: Sequence[Cube], target: Cube, vector: Array | None = None
+        self,
+        label: str,
+        flow: Flow,
+        reads: Sequence[Cube],
+        target: Cube,
+        vector: Array | None = None,
+        unit: str = "ew",
     ) -> None:
         self.label = label
         self.reads, self.writes = tuple(reads), target
         self._flow = flow
         self._vector = vector
+        self._unit = unit
         self._tiles = flying.tiles_of(target.pixels, target.channels, flow.main.atom_channels)
 
     @property
@@ -210,12 +222,15 @@ class FlyingStep:
 
     def tasks(self, at: Addresses) -> Iterator[tuple[TaskConfig, tuple[int, ...]]]:
         """See Step."""
-        operand = at.constants[0] if self._vector is not None else at.reads[-1] if len(at.reads) > 1 else 0
+        vector = at.constants[0] if self._vector is not None else 0
+        operand = vector or (at.reads[-1] if len(at.reads) > 1 else 0)
         for tile in self._tiles:
-            yield (
-                flying.task(self._flow, tile, self.writes.pixels, at.reads[0], operand, at.out),
-                self._flow.prologue,
-            )
+            task = flying.task(self._flow, tile, self.writes.pixels, at.reads[0], operand, at.out)
+            if self._unit != "ew" and task.rdma is not None:
+                place = vector + tile.c0 * MULTIPLIER_BYTES
+                rdma = replace(task.rdma, **{f"{self._unit}_use": MULTIPLIERS, f"{self._unit}_address": place})
+                task = replace(task, rdma=rdma)
+            yield task, self._flow.prologue
 
     def last_atom(self, index: int) -> int:
         """See Step."""

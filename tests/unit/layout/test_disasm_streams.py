@@ -19,7 +19,7 @@ from rknpu_userspace import regcmd
 from rknpu_userspace.isa import BY_NAME, write
 from rknpu_userspace.isa.disasm import disassemble, listing, main
 from rknpu_userspace.isa.streams import Stream, document, parse
-from rknpu_userspace.ops.activation import TABLES
+from rknpu_userspace.ops.tables import TABLES
 from rknpu_userspace.plan import Problem, make_plan
 from rknpu_userspace.plan.tasks import Places, Post
 from rknpu_userspace.plan.tasks import tasks as plan_tasks
@@ -170,7 +170,7 @@ def test_links_that_lead_astray() -> None:
 
 
 def test_tables_take_a_line() -> None:
-    words = np.concatenate([np.array(TABLES["sigmoid"].words(), np.uint64), WORDS])
+    words = np.concatenate([np.array(TABLES["sigmoid"].flow().prologue, np.uint64), WORDS])
     text = list(disassemble(words))
     assert sum("513 entries of the look-up table" in line for line in text) == 2
     assert not any("DPU_LUT_ACCESS_DATA " in line for line in text)
@@ -224,3 +224,25 @@ def test_a_reader_that_goes_away(tmp_path: Path) -> None:
     assert process.stderr.read() == b""
     assert process.wait(60) == 1
     process.stderr.close()
+
+
+def test_the_commands_of_a_program() -> None:
+    import rknpu_userspace
+    from rknpu_userspace import Conv2d
+    from rknpu_userspace.isa.streams import of_program
+
+    w = np.ones((32, 3, 3, 32), np.int8)
+    with (
+        rknpu_userspace.open("model", cores=2) as npu,
+        npu.compile(Conv2d(w, (1, 150, 150, 32), padding=1)) as program,
+    ):
+        rows = program.commands()
+        assert len(rows) == program.tasks
+        text = json.dumps(of_program(program))
+        found = [listing(stream) for stream in parse(text.encode(), "program")]
+    assert len(found) == program.jobs
+    tasks = [task for one in found for task in one.tasks]
+    assert len(tasks) == program.tasks
+    assert all(task.problems == [] for task in tasks)
+    assert all(one.base is not None for one in found)
+    assert any("tile 1/" in task.summary for task in tasks)
