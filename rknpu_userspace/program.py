@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from .backend import Bytes
 from .errors import DeviceError, JobError
 
 Array = npt.NDArray[Any]
@@ -45,6 +46,10 @@ class Unit(Protocol):
 
     def unpack(self, images: Array) -> None:
         """Read the results."""
+        ...
+
+    def commands(self) -> list[tuple[str, int, Bytes]]:
+        """Label, IOVA and command words of every task."""
         ...
 
     def close(self) -> None:
@@ -146,6 +151,14 @@ class Program:
         if failure is not None:
             raise failure
         return time.perf_counter() - begin
+
+    def commands(self) -> list[tuple[str, int, Bytes]]:
+        """Label, IOVA and command words of every task, core by core, as they stand in memory. Copy what you keep."""
+        return [row for unit in self._units() for row in unit.commands()]
+
+    def _units(self) -> Sequence[Unit]:
+        """What runs."""
+        return [share.unit for share in self._shares]
 
     def close(self) -> None:
         """Give the buffers back. Harmless when already closed."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .backend import Buffer, Context, Submission
+from .backend import Buffer, Bytes, Context, Submission
 
 
 class BufferUnit:
@@ -31,6 +31,10 @@ class BufferUnit:
     def wait(self, timeout: float) -> None:
         """Return when the output is there; JobError when a job failed or is not done in ``timeout`` seconds."""
         self._submission.wait(timeout)
+
+    def commands(self) -> list[tuple[str, int, Bytes]]:
+        """Label, IOVA and command words of every task, as they stand in memory."""
+        return self._submission.commands()
 
     def close(self) -> None:
         """Give the buffers back. Harmless when already closed."""

@@ -15,7 +15,7 @@ from rknpu_userspace.backend import Context
 from rknpu_userspace.errors import DeviceError
 from rknpu_userspace.ops.schedule import Schedule
 from rknpu_userspace.ops.steps import Cube, Step
-from rknpu_userspace.program import Program, RunStats, Spec
+from rknpu_userspace.program import Program, RunStats, Spec, Unit
 
 from . import host
 from .graph import Graph
@@ -234,6 +234,9 @@ class GraphProgram(Program):
         self.dma_bytes = sum(layer.dma_bytes for layer in self.layers)
         self.macs = sum(layer.macs for layer in self.layers)
         self.submissions = sum(isinstance(stage, NpuStage) for stage in self._stages)
+
+    def _units(self) -> Sequence[Unit]:
+        return [stage.schedule for stage in self._stages if isinstance(stage, NpuStage)]
 
     def __call__(self, *operands: Array, out: Array | None = None) -> Array:
         """Run a graph with one result."""

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +22,15 @@ import numpy.typing as npt
 from .register import Block
 from .words import OPERATION_ENABLE, TARGET_ENABLE, TARGET_SYNC
 
+if TYPE_CHECKING:
+    from rknpu_userspace.program import Program
+
 Words = npt.NDArray[np.uint64]
 _DATA_WORDS = 8
 """So many words in a row that can not be commands are data; fewer are mistakes in a stream."""
 _LEAST_COMMANDS = 4
+_PADDING = 64
+"""Bytes: streams are aligned to that."""
 _TEXT = re.compile(rb"[\x09\x0a\x0d\x20-\x7e]*")
 _ADDRESS = re.compile(r"^\s*(?:0x)?[0-9a-fA-F]+\s*:")
 _CANONICAL = re.compile(r"^[0-9a-fA-F]{8}  (?P<bytes>(?: ?[0-9a-fA-F]{2} ?)+)(?: \|.*\|)?$")
@@ -125,6 +130,22 @@ def document(streams: Sequence[Stream]) -> dict[str, Any]:
         for stream in streams
     ]
     return {"streams": rows}
+
+
+def of_program(program: Program) -> dict[str, Any]:
+    """The JSON document of a compiled program's commands, as they lie in its buffers; tasks in a row are a stream."""
+    streams: list[Stream] = []
+    for name, iova, data in program.commands():
+        words = np.frombuffer(data.tobytes(), "<u8").astype(np.uint64)
+        last = streams[-1] if streams else None
+        if last is not None and last.base is not None and last.name == name:
+            gap = iova - last.base - 8 * len(last.words)
+            if 0 <= gap < _PADDING and gap % 8 == 0:
+                joined = np.concatenate([last.words, np.zeros(gap // 8, np.uint64), words])
+                streams[-1] = Stream(name, joined, last.base)
+                continue
+        streams.append(Stream(name, words, iova))
+    return document(streams)
 
 
 def commands(words: Words, known: npt.NDArray[np.uint16]) -> Iterator[tuple[int, int]]:
