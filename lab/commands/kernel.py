@@ -96,13 +96,8 @@ def _add(files: check.Files, other: check.Files) -> None:
 
 def _patches(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     kernel = parts.open_kernel(args.tree, Cache(), out, mirror=args.debian_mirror)
-    rows = []
-    for patch in patches.selected(kernel.version, patches.GROUPS):
-        try:
-            outcome = patches.state(kernel.root, patch)
-            rows.append((patch.name, patch.group, outcome.state, outcome.why or patch.reason))
-        except KitError as error:
-            rows.append((patch.name, patch.group, "does not apply", error.message))
+    outcomes = patches.trial(kernel.root, kernel.version, patches.GROUPS)
+    rows = [(o.patch.name, o.patch.group, o.state, o.why or o.patch.reason) for o in outcomes]
     out.table(f"patches for Linux {kernel.version}", ("patch", "group", "state", "why"), rows)
     names = ("name", "group", "state", "why")
     ok = all(row[2] != "does not apply" for row in rows)

@@ -17,7 +17,9 @@ from __future__ import annotations
 
 import difflib
 import re
+import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,6 +248,30 @@ def apply(
             outcome = Outcome(patch, "applied", patch.reason)
         outcomes.append(outcome)
         note(outcome.line())
+    return outcomes
+
+
+def trial(tree: Path, version: str, groups: Sequence[str], root: Path = FOLDER) -> list[Outcome]:
+    """What `apply` would do, each patch onto those before it; the tree stays as it is.
+
+    A patch that does not apply has the state ``does not apply``, and those after it are tried without it.
+    """
+    chosen = selected(version, groups, root)
+    outcomes: list[Outcome] = []
+    with tempfile.TemporaryDirectory(prefix="npulab-patches-") as name:
+        copy = Path(name)
+        for file in {hunk.file for patch in chosen for hunk in patch.hunks()} | {patch.probe.file for patch in chosen}:
+            if (tree / file).is_file():
+                (copy / file).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(tree / file, copy / file)
+        for patch in chosen:
+            try:
+                outcome = state(copy, patch)
+                if outcome.state == "applies":
+                    _patch(copy, patch)
+            except KitError as error:
+                outcome = Outcome(patch, "does not apply", error.message)
+            outcomes.append(outcome)
     return outcomes
 
 

@@ -91,6 +91,22 @@ def test_applies_once_and_is_then_recognised(root: Path, tree: Path) -> None:
     ]
 
 
+def test_trial_tries_each_onto_those_before_it_and_leaves_the_tree_alone(root: Path, tree: Path) -> None:
+    second = PATCH.replace("return 3;", "return 4;").replace("return 2;", "return 3;").replace("(3|drei)", "4")
+    (root / "7.3/0002-four.patch").write_text(second)
+    misfit = PATCH.replace("return 2;", "return 9;").replace("return 3;", "return 10;").replace("(3|drei)", "10")
+    (root / "7.3/0003-ten.patch").write_text(misfit)
+    (root / "7.3/series").write_text("0001-three.patch\n0003-ten.patch\n0002-four.patch\n")
+    outcomes = patches.trial(tree, "7.3.4", ("fix",), root)
+    assert [outcome.state for outcome in outcomes] == ["applies", "does not apply", "applies"]
+    assert "hunk 1 of" in outcomes[1].why
+    assert (tree / FILE).read_text() == ORIGINAL
+    # a patch onto another one does not apply alone
+    (root / "7.3/series").write_text("0002-four.patch\n")
+    (alone,) = patches.trial(tree, "7.3.4", ("fix",), root)
+    assert alone.state == "does not apply"
+
+
 def test_same_change_in_other_words_is_recognised_by_the_probe(root: Path, tree: Path) -> None:
     (tree / FILE).write_text(ORIGINAL.replace("return 2;", "return drei;"))
     (outcome,) = patches.apply(tree, "7.3.4", ("fix",), root=root)
@@ -155,7 +171,9 @@ def test_the_kits_own_series_are_complete(base: str) -> None:
     listed = {patch.path.name for patch in found if patch.path.parent.name == base}
     assert listed == {path.name for path in (patches.FOLDER / base).glob("*.patch")}
     for patch in found:
-        assert patch.covers(base)
+        # a patch for kernels before the folder's own goes there too: the folder serves them
+        assert patch.covers(base) or patch.last < patches.series_of(base)
+        assert ".invalid" not in patch.path.read_text(), "a sign-off at an address that cannot exist"
         assert patch.hunks()
         kind = patch.status.split()[0].rstrip(";")
         assert kind in ("Backport", "Submitted", "Pending", "Inappropriate")
@@ -168,3 +186,7 @@ def test_board_patches_are_stock_on_6_18_only() -> None:
     assert [patch.group for patch in patches.selected("6.18.9", patches.STOCK)] == ["board"]
     assert patches.selected("7.3.4", patches.STOCK) == []
     assert len(patches.selected("7.3.4", patches.WITH_FIXES)) == 5
+    table = "accel-rocket-Look-for-cores-in-the-whole-table.patch"
+    for version in ("6.18.9", "7.2.13", "7.3.4"):
+        found = [patch.path.name.partition("-")[2] for patch in patches.selected(version, patches.WITH_FIXES)]
+        assert found.count(table) == (version != "7.3.4")
