@@ -30,6 +30,7 @@ COMMANDS = {
     "backup": "make, verify, show, restore and prune backups of a board's storage",
     "flash": "plan, run and roll back writes to a board, never without a verified backup",
     "npu": "the NPU or its model: what it is, what it computes, what it answers",
+    "farm": "a farm of boards: start one, run jobs on it, see who has what",
     "bench": "measure the figures that the kit promises",
     "doctor": "check what this host has and say what is missing",
 }

@@ -32,6 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     probe = verbs.add_parser("probe", help="what is this board, in which mode, and what to do next")
     add_store(probe)
     add_board(probe)
+    _configure_env(verbs.add_parser("env", help="a labgrid environment for a board: virtual, on the desk, or a place"))
     made = verbs.add_parser("standin", help="make a board of files to practise on, or serve one as a USB device")
     made.add_argument("directory", type=Path)
     made.add_argument("--board", default="rock-5-itx-plus", metavar="NAME")
@@ -41,9 +42,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
     made.add_argument("--fault", action="append", default=[], metavar="KIND[:OP[:AFTER[:TIMES]]]")
 
 
+def _configure_env(env: argparse.ArgumentParser) -> None:
+    from lab.labgrid.environments import TRANSPORTS, Desk
+
+    desk = Desk()
+    env.add_argument("name", nargs="?", help="which board")
+    env.add_argument("--all", action="store_true", help="write the files that the kit ships")
+    env.add_argument("--transport", choices=TRANSPORTS, default=None, help="how it is reached (default local)")
+    env.add_argument("--serial", default=desk.serial, metavar="DEVICE", help="adapter on the debug header")
+    env.add_argument("--power", default=desk.power, metavar="URL", help="relay; {index} and {value} are filled in")
+    env.add_argument("--power-model", default=desk.power_model, metavar="MODEL", help="labgrid's name of it")
+    env.add_argument("--power-index", default=desk.power_index, metavar="N", help="which outlet")
+    env.add_argument("--address", default=desk.address, metavar="HOST", help="the board's own")
+    env.add_argument("--user", default=desk.user, help="to log in as")
+    env.add_argument("--key", default=desk.key, metavar="FILE", help="ssh key")
+    env.add_argument("--output", type=Path, metavar="FILE", help="write it there (default: print it)")
+
+
 def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """One verb."""
-    return {"list": _list, "show": _show, "probe": _probe, "standin": _standin}[args.verb](args, out)
+    return {"list": _list, "show": _show, "probe": _probe, "env": _env, "standin": _standin}[args.verb](args, out)
 
 
 def _list(args: argparse.Namespace, out: Output) -> dict[str, Any]:
@@ -62,6 +80,30 @@ def _show(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     for note in board.notes:
         out.say(f"note: {note}")
     return {"board": board.name, "dtb": board.dtb, "media": [s.name for s in board.storage], "notes": list(board.notes)}
+
+
+def _env(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    from lab.labgrid import environments
+
+    if args.all:
+        changed = environments.write_all()
+        out.say("\n".join(f"{path} written" for path in changed) or "all files are as they should be")
+        return {"written": [str(path) for path in changed]}
+    if args.name is None:
+        raise KitError(ExitCode.USAGE, "which board?", f"one of {', '.join(boards.names())}, or --all")
+    board = boards.load(args.name)
+    desk = environments.Desk(
+        args.serial, args.power_model, args.power, args.power_index, args.address, args.user, args.key
+    )
+    text = environments.text(board, args.transport or ("virtual" if board.virtual else "local"), desk)
+    if args.output is None:
+        out.say(text.rstrip())
+        return {"environment": text}
+    if args.output.exists():
+        raise KitError(ExitCode.USAGE, f"{args.output} is there already", "name a new file, or remove that one")
+    args.output.write_text(text)
+    out.say(f"{args.output} written; try it: npulab test board --env {args.output}")
+    return {"environment": text, "file": str(args.output)}
 
 
 def _in_maskrom(args: argparse.Namespace, out: Output) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ are kept in files; there is a reset; a guest that switches itself off is off.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from pathlib import Path
@@ -26,7 +27,7 @@ from labgrid.step import step
 from labgrid.util import PtxExpect
 from pexpect import TIMEOUT
 
-from lab.errors import KitError
+from lab.errors import ExitCode, KitError
 from lab.output import Output
 from lab.virt.board import BoardConfig, VirtualBoard
 from lab.virt.results import new_results_dir
@@ -54,8 +55,10 @@ class KitQEMUDriver(ConsoleExpectMixin, Driver, PowerProtocol, ConsoleProtocol, 
         cpus: 1 to 8
         boot_args: added to the kernel's command line
         ssh_port: port on 127.0.0.1 for the guest's ssh, 0 for any free one
+        slot: take the port of the `NetworkService` instead: the board is a place of a farm, which has one for each
         results: directory for logs; default a new one below ``$NPULAB_RESULTS`` or ``results``
 
+    ``$NPULAB_KERNEL_IMAGE`` and ``$NPULAB_INITRD`` replace these files of the set: a job may bring its own kernel.
     A `NetworkService` of the same target gets the address and port at which the guest's ssh is reached.
     """
 
@@ -68,6 +71,7 @@ class KitQEMUDriver(ConsoleExpectMixin, Driver, PowerProtocol, ConsoleProtocol, 
     cpus: int = attr.ib(default=2, validator=_number)
     boot_args: str = attr.ib(default="", validator=_text)
     ssh_port: int = attr.ib(default=0, validator=_number)
+    slot: bool = attr.ib(default=False, validator=attr.validators.instance_of(bool))
     strict_supplies: bool = attr.ib(default=False, validator=attr.validators.instance_of(bool))
     results: str = attr.ib(default="", validator=_text)
 
@@ -107,18 +111,32 @@ class KitQEMUDriver(ConsoleExpectMixin, Driver, PowerProtocol, ConsoleProtocol, 
     def _choose(self, value: str, variable: str, default: str) -> str:
         return value or os.environ.get(variable, "") or default
 
+    def _slot_port(self) -> int:
+        if self.network is None or not self.network.port:
+            raise KitError(
+                ExitCode.INFRASTRUCTURE,
+                "the place has no NetworkService with a port for the virtual board",
+                "npulab farm up makes such places; or leave out `slot` in the environment",
+            )
+        return int(self.network.port)
+
     def configure(self) -> BoardConfig:
         """The files and options to start with; assembles the artifact set when it is not there."""
         path = self._resolve(self.artifacts) or os.environ.get("NPULAB_ARTIFACTS", "")
         artifacts = find_artifacts(path, self._choose(self.kernel, "NPULAB_KERNEL", "fast"), Output())
-        return board_config(
+        chosen = {"kernel_image": "NPULAB_KERNEL_IMAGE", "initrd": "NPULAB_INITRD"}
+        files = {name: Path(os.environ[variable]) for name, variable in chosen.items() if os.environ.get(variable)}
+        config = board_config(
             artifacts,
             self._choose(self.board, "NPULAB_DTB", DEFAULT_BOARD),
             boot_args=self.boot_args,
             memory=self._choose(self.memory, "NPULAB_MEMORY", "1G"),
             cpus=self.cpus,
-            ssh_port=self.ssh_port,
+            ssh_port=self._slot_port() if self.slot else self.ssh_port,
             strict_supplies=self.strict_supplies,
+        )
+        return dataclasses.replace(
+            config, kernel=files.get("kernel_image", config.kernel), initrd=files.get("initrd", config.initrd)
         )
 
     def on_activate(self) -> None:

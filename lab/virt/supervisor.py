@@ -46,6 +46,7 @@ class Program:
     ready_timeout: float = 60.0
     env: Mapping[str, str] = field(default_factory=dict)
     logs: Sequence[Path] = ()
+    cwd: Path | None = None
 
     def document(self) -> dict[str, Any]:
         """What the guard needs to know."""
@@ -56,6 +57,7 @@ class Program:
             "ready": self.ready,
             "ready_timeout": self.ready_timeout,
             "env": dict(self.env),
+            "cwd": str(self.cwd) if self.cwd else None,
         }
 
 
