@@ -39,7 +39,9 @@ class BoardConfig:
 
     ``memory`` as QEMU has it (``1G``); ``ssh_port`` on 127.0.0.1, 0 for any free one; ``model`` is the model's command
     without its ``--socket`` and ``--ram`` options, empty for a board whose NPU never completes a job; ``disks`` are raw
-    images, the root file system first, never written to; ``extra`` are further QEMU arguments.
+    images, the root file system first, never written to; ``nor`` (16 MiB) and ``emmc`` (boot partitions of 4 MiB each,
+    then the user area, together a power of two) are raw images of the flash chips, which the guest does write to;
+    ``extra`` are further QEMU arguments.
     """
 
     qemu: Path
@@ -47,6 +49,8 @@ class BoardConfig:
     dtb: Path
     cmdline: str
     disks: Sequence[Path] = ()
+    nor: Path | None = None
+    emmc: Path | None = None
     initrd: Path | None = None
     ssh_key: Path | None = None
     memory: str = "1G"
@@ -161,6 +165,9 @@ class VirtualBoard:
         for number, disk in enumerate(config.disks):
             argv += ["-drive", f"if=none,id=disk{number},file={_quoted(disk)},format=raw,snapshot=on"]
             argv += ["-device", f"virtio-blk-device,drive=disk{number}"]
+        for chip, bus in ((config.nor, "mtd"), (config.emmc, "sd")):
+            if chip:
+                argv += ["-drive", f"if={bus},index=0,file={_quoted(chip)},format=raw"]
         argv += ["-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:{config.ssh_port}-:22"]
         argv += ["-device", "virtio-net-device,netdev=net0", "-device", "virtio-rng-device"]
         argv += ["-d", "guest_errors,unimp", "-D", str(self.machine_log)]
@@ -175,6 +182,7 @@ class VirtualBoard:
         files = [("QEMU", self.config.qemu), ("kernel", self.config.kernel)]
         files += [("initrd", self.config.initrd)] if self.config.initrd else []
         files += [("disk", disk) for disk in self.config.disks]
+        files += [("flash chip", chip) for chip in (self.config.nor, self.config.emmc) if chip]
         for what, path in files:
             if not path.is_file():
                 raise KitError(ExitCode.USAGE, f"the virtual board's {what} is not there: {path}", "npulab build virt")

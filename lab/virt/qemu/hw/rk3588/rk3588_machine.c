@@ -18,6 +18,10 @@
 #include "hw/qdev-properties-system.h"
 #include "hw/rk3588/rk3588_fdt.h"
 #include "hw/rk3588/rk3588_soc.h"
+#include "hw/sd/sd.h"
+#include "hw/ssi/ssi.h"
+#include "system/block-backend.h"
+#include "system/blockdev.h"
 
 #define TYPE_RK3588_MACHINE MACHINE_TYPE_NAME("rk3588")
 OBJECT_DECLARE_SIMPLE_TYPE(Rk3588MachineState, RK3588_MACHINE)
@@ -32,6 +36,9 @@ OBJECT_DECLARE_SIMPLE_TYPE(Rk3588MachineState, RK3588_MACHINE)
 #define NUM_VIRTIO   8
 
 #define MAX_RAM_SIZE (32 * GiB)
+
+#define NOR_CHIP            "n25q128a13"        /* 16 MiB */
+#define EMMC_BOOT_SIZE      (4 * MiB)
 
 struct Rk3588MachineState {
     MachineState parent_obj;
@@ -105,6 +112,40 @@ static void machine_init_soc(Rk3588MachineState *m)
     qdev_realize(soc, NULL, &error_fatal);
 }
 
+/* The SPI NOR is soldered on; without a file it is erased, and forgets. */
+static void machine_init_nor(Rk3588MachineState *m)
+{
+    DeviceState *sfc = DEVICE(&m->soc.sfc);
+    DriveInfo *drive = drive_get(IF_MTD, 0, 0);
+    DeviceState *nor = qdev_new(NOR_CHIP);
+
+    if (drive) {
+        qdev_prop_set_drive_err(nor, "drive", blk_by_legacy_dinfo(drive),
+                                &error_fatal);
+    }
+    ssi_realize_and_unref(nor, m->soc.sfc.spi, &error_fatal);
+    qdev_connect_gpio_out_named(sfc, "cs", 0,
+                                qdev_get_gpio_in_named(nor, SSI_GPIO_CS, 0));
+}
+
+/* A drive holds both boot partitions, then the user area, as QEMU's card has */
+static void machine_init_emmc(Rk3588MachineState *m)
+{
+    DriveInfo *drive = drive_get(IF_SD, 0, 0);
+    DeviceState *card;
+
+    if (!drive) {
+        return;
+    }
+    card = qdev_new(TYPE_EMMC);
+    qdev_prop_set_uint64(card, "boot-partition-size", EMMC_BOOT_SIZE);
+    qdev_prop_set_drive_err(card, "drive", blk_by_legacy_dinfo(drive),
+                            &error_fatal);
+    qdev_realize_and_unref(card,
+                           qdev_get_child_bus(DEVICE(&m->soc.emmc.sdhci),
+                                              "sd-bus"), &error_fatal);
+}
+
 static void machine_modify_dtb(const struct arm_boot_info *info, void *fdt)
 {
     Rk3588MachineState *m = container_of(info, Rk3588MachineState, bootinfo);
@@ -149,6 +190,8 @@ static void machine_init(MachineState *ms)
 
     machine_init_ram(m);
     machine_init_soc(m);
+    machine_init_nor(m);
+    machine_init_emmc(m);
     /*
      * From the last: -device takes the newest free transport, so that disks
      * keep their order.
@@ -218,6 +261,7 @@ static void machine_class_init(ObjectClass *oc, void *data)
     mc->default_cpus = 2;
     mc->default_cpu_type = ARM_CPU_TYPE_NAME("cortex-a55");
     mc->default_ram_size = 1 * GiB;
+    mc->minimum_page_bits = 12;         /* no CPU of it has smaller ones */
     mc->default_ram_id = "rk3588.ram";
     mc->block_default_type = IF_VIRTIO;
     mc->no_parallel = true;

@@ -25,6 +25,10 @@
 #define ITS0_BASE         0xfe640000
 #define CRU_BASE          0xfd7c0000
 #define PMU_BASE          0xfd8d8000
+#define SFC_BASE          0xfe2b0000
+#define SFC_SPI           206
+#define EMMC_BASE         0xfe2e0000
+#define EMMC_SPI          205
 #define SRAM0_BASE        0xff001000
 #define SRAM0_SIZE        0xef000
 #define SRAM1_BASE        0xfd600000
@@ -221,6 +225,21 @@ static bool soc_realize_uart(Rk3588SocState *s, Error **errp)
     return true;
 }
 
+static bool soc_realize_storage(Rk3588SocState *s, Error **errp)
+{
+    SysBusDevice *sfc = SYS_BUS_DEVICE(&s->sfc);
+    SysBusDevice *emmc = SYS_BUS_DEVICE(&s->emmc);
+
+    if (!sysbus_realize(sfc, errp) || !sysbus_realize(emmc, errp)) {
+        return false;
+    }
+    sysbus_mmio_map(sfc, 0, SFC_BASE);
+    sysbus_connect_irq(sfc, 0, rk3588_soc_spi(s, SFC_SPI));
+    sysbus_mmio_map(emmc, 0, EMMC_BASE);
+    sysbus_connect_irq(emmc, 0, rk3588_soc_spi(s, EMMC_SPI));
+    return true;
+}
+
 static bool soc_realize_srams(Rk3588SocState *s, Error **errp)
 {
     MemoryRegion *sysmem = get_system_memory();
@@ -326,7 +345,7 @@ static void soc_realize(DeviceState *dev, Error **errp)
                                 RK3588_IO_SIZE);
     if (!soc_realize_cpus(s, errp) || !soc_realize_gic(s, errp) ||
         !soc_realize_blocks(s, errp) || !soc_realize_srams(s, errp) ||
-        !soc_realize_uart(s, errp) ||
+        !soc_realize_uart(s, errp) || !soc_realize_storage(s, errp) ||
         !sysbus_realize(SYS_BUS_DEVICE(&s->cru), errp) ||
         !sysbus_realize(SYS_BUS_DEVICE(&s->pmu), errp)) {
         return;
@@ -356,6 +375,8 @@ static void soc_init(Object *obj)
     object_initialize_child(obj, "cru", &s->cru, TYPE_RK3588_CRU);
     object_initialize_child(obj, "pmu", &s->pmu, TYPE_RK3588_PMU);
     object_initialize_child(obj, "scmi", &s->scmi, TYPE_RK3588_SCMI);
+    object_initialize_child(obj, "sfc", &s->sfc, TYPE_RK_SFC);
+    object_initialize_child(obj, "emmc", &s->emmc, TYPE_RK_DWCMSHC);
     for (int i = 0; i < RK3588_NUM_BLOCKS; i++) {
         object_initialize_child(obj, "block[*]", &s->block[i],
                                 TYPE_RK_REGFILE);

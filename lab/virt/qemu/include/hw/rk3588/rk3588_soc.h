@@ -2,7 +2,7 @@
 /*
  * The RK3588 as far as a mainline kernel needs it to run jobs on the NPU:
  * CPUs, interrupt controller, clocks, power domains, firmware calls, console,
- * and the NPU's cores with their IOMMUs.
+ * the NPU's cores with their IOMMUs, and the controllers of the flash chips.
  *
  * + property "num-cpus": 1..8; the first four are Cortex-A55
  * + property "virtualization": CPUs have EL2, and a kernel starts there
@@ -10,7 +10,7 @@
  * + property "console": number of the UART that is modelled, 0..9; it takes
  *   the machine's first serial port
  * Children that a board or a test reaches by name: "cpu[n]", "gic", "cru",
- * "pmu", "scmi", "npu[n]", "iommu[n]".
+ * "pmu", "scmi", "npu[n]", "iommu[n]", "sfc", "emmc".
  */
 #ifndef HW_RK3588_SOC_H
 #define HW_RK3588_SOC_H
@@ -22,8 +22,10 @@
 #include "hw/rk3588/rk3588_npu.h"
 #include "hw/rk3588/rk3588_pmu.h"
 #include "hw/rk3588/rk3588_scmi.h"
+#include "hw/rk3588/rk_dwcmshc.h"
 #include "hw/rk3588/rk_iommu.h"
 #include "hw/rk3588/rk_regfile.h"
+#include "hw/rk3588/rk_sfc.h"
 #include "target/arm/cpu-qom.h"
 
 #define TYPE_RK3588_SOC "rk3588-soc"
@@ -67,6 +69,8 @@ struct Rk3588SocState {
     Rk3588CruState cru;
     Rk3588PmuState pmu;
     Rk3588ScmiState scmi;
+    RkSfcState sfc;
+    RkDwcmshcState emmc;
     MemoryRegion sram[2];
     Rk3588NpuState npu[RK3588_NPU_NUM_CORES];
     RkIommuState iommu[RK3588_NPU_NUM_CORES];
