@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -45,12 +46,14 @@ class Device:
         self._make_context = make_context
         self._contexts: list[Context] = []
         self._closed = False
+        self._lock = threading.Lock()
         self._context(0)
 
     def _context(self, index: int) -> Context:
-        while len(self._contexts) <= index:
-            self._contexts.append(self._make_context(len(self._contexts)))
-        return self._contexts[index]
+        with self._lock:
+            while len(self._contexts) <= index:
+                self._contexts.append(self._make_context(len(self._contexts)))
+            return self._contexts[index]
 
     def contexts(self, cores: int | None = None) -> list[Context]:
         """One context per core that an operation may use."""

@@ -18,11 +18,14 @@ class JobError(NpuError):
     The rocket driver reports neither a job that it rejected nor one that ran into its timeout, so both are found by
     looking at the output. ``kind`` is "dropped" (nothing ran), "timed out" (the NPU did not finish), "fault" (the NPU
     touched memory it may not) or "late" (still not finished when the caller's patience ended). ``submitted`` says what
-    was asked for, one line per job.
+    was asked for, one line per job. ``address`` is the IOVA of a fault, None when it is not known.
     """
 
-    def __init__(self, kind: str, message: str, submitted: str, elapsed: float = 0.0) -> None:
+    def __init__(
+        self, kind: str, message: str, submitted: str, elapsed: float = 0.0, address: int | None = None
+    ) -> None:
         super().__init__(f"{message} (submitted: {submitted})")
         self.kind = kind
         self.submitted = submitted
         self.elapsed = elapsed
+        self.address = address

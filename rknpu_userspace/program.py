@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -133,7 +133,6 @@ class Program:
 
     def _run(self, operands: Sequence[Array]) -> float:
         """Pack and start one core after the other, then wait for all, whatever fails; seconds from first start."""
-        failure: JobError | None = None
         started: list[Share] = []
         begin = 0.0
         try:
@@ -142,15 +141,32 @@ class Program:
                 begin = begin or time.perf_counter()
                 share.unit.start()
                 started.append(share)
-        finally:
-            for share in started:
-                try:
-                    share.unit.wait(self.timeout)
-                except JobError as error:
-                    failure = failure or error
+        except BaseException:
+            self._wait_for(started)
+            raise
+        failure = self._wait_for(started)
         if failure is not None:
             raise failure
         return time.perf_counter() - begin
+
+    def _wait_for(self, shares: Sequence[Share]) -> JobError | None:
+        """Wait for all that was started; the first failed job.
+
+        After anything but a failed job (an interrupt, a lost device) nobody waits for the rest, but each is told, so
+        that buffers which the NPU may still write to are not used for something else.
+        """
+        failure: JobError | None = None
+        stopped: BaseException | None = None
+        for share in shares:
+            try:
+                share.unit.wait(self.timeout if stopped is None else 0.0)
+            except JobError as error:
+                failure = failure or error
+            except BaseException as error:  # noqa: BLE001 - raised below, when all have been told
+                stopped = stopped or error
+        if stopped is not None:
+            raise stopped
+        return failure
 
     def commands(self) -> list[tuple[str, int, Bytes]]:
         """Label, IOVA and command words of every task, core by core, as they stand in memory. Copy what you keep."""
@@ -167,7 +183,7 @@ class Program:
                 share.unit.close()
             self._shares = []
 
-    def __enter__(self) -> Program:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -13,6 +13,7 @@ import grp
 import mmap
 import os
 import platform
+import stat
 import struct
 import time
 from collections.abc import Callable, Sequence
@@ -72,6 +73,7 @@ rocket_postclose); a buffer released after that is a use after free in the kerne
 milliseconds of their end.
 """
 
+_GROUP_ACCESS = stat.S_IRGRP | stat.S_IWGRP
 IoctlFunction = Callable[[int, int, Any], Any]
 
 
@@ -93,9 +95,15 @@ def explain_open(path: str, error: OSError, release: str | None = None) -> str:
     """Why a node can not be opened, and what to do."""
     if error.errno in (errno.EACCES, errno.EPERM):
         try:
-            group = grp.getgrgid(Path(path).stat().st_gid).gr_name
+            status = Path(path).stat()
+            group = grp.getgrgid(status.st_gid).gr_name
         except (OSError, KeyError):
             return f"no permission to open {path}: ask its owner"
+        if status.st_mode & _GROUP_ACCESS != _GROUP_ACCESS:
+            return (
+                f"no permission to open {path}: its mode {stat.filemode(status.st_mode)} keeps its group {group} out; "
+                'as root, give it one with a udev rule (SUBSYSTEM=="accel", GROUP="render", MODE="0660")'
+            )
         return (
             f"no permission to open {path}: it belongs to group {group}; add yourself with "
             f"'sudo usermod -aG {group} $USER' and log in again"

@@ -6,7 +6,7 @@ A *context* is one address space on one core at a time; a device has one or more
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,6 +73,21 @@ class Submission(Protocol):
     def wait(self, timeout: float) -> None:
         """Return when the output can be read. JobError when a job failed or is not done within ``timeout`` seconds."""
         ...
+
+
+_NEAR = 16 * 4096
+"""Bytes after a buffer within which an address is taken for an overrun of it."""
+
+
+def place_of(iova: int, buffers: Iterable[tuple[int, int]]) -> str:
+    """Where an address lies among buffers (IOVA, size), in words."""
+    for start, size in sorted(buffers):
+        if start <= iova < start + size:
+            return f"inside the buffer of {size} bytes at {start:#x}"
+    for start, size in sorted(buffers, reverse=True):
+        if 0 <= iova - start - size < _NEAR:
+            return f"{iova - start - size} bytes behind the buffer of {size} bytes at {start:#x}"
+    return "in no buffer"
 
 
 def command_bytes(jobs: Sequence[Job], buffers: Sequence[Buffer]) -> list[tuple[str, int, Bytes]]:

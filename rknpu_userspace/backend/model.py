@@ -11,7 +11,7 @@ from rknpu_userspace.model.machine import ModelMachine
 from rknpu_userspace.model.quirks import Quirks
 from rknpu_userspace.model.results import TaskResult, TaskStats
 
-from . import Buffer, Bytes, Job, command_bytes
+from . import Buffer, Bytes, Job, command_bytes, place_of
 
 PAGE = 4096
 DRIVER_TIMEOUT = 0.5
@@ -93,7 +93,11 @@ class ModelContext:
         return self.machine
 
     def alloc(self, size: int) -> Buffer:
-        """First fit, whole pages, zeroed."""
+        """First fit, whole pages, zeroed. Safe from several threads."""
+        with self._lock:
+            return self._alloc(size)
+
+    def _alloc(self, size: int) -> Buffer:
         machine = self._open()
         need = -(-max(size, 1) // PAGE) * PAGE
         for index, (start, length) in enumerate(self._free):
@@ -107,10 +111,13 @@ class ModelContext:
 
     def free(self, buffer: Buffer) -> None:
         """Unmap the range: a later access faults."""
-        if self.machine is None:
+        with self._lock:
+            self._release(buffer)
+
+    def _release(self, buffer: Buffer) -> None:
+        if self.machine is None or self._used.pop(buffer.iova, None) is None:
             return
         self.machine.memory.unmap(buffer.iova, buffer.size)
-        self._used.pop(buffer.iova, None)
         ranges: list[tuple[int, int]] = []
         for start, length in sorted([*self._free, (buffer.iova, buffer.size)]):
             if ranges and sum(ranges[-1]) == start:
@@ -147,7 +154,8 @@ class ModelContext:
                 if result.outcome == "done" and number == len(job.tasks):
                     break  # its results are in memory all the same
                 where = f"task {number} of {len(job.tasks)}, job {index + 1} of {count}"
-                return JobError(*self._why(result, where), _submitted(job, iova), DRIVER_TIMEOUT)
+                fault = result.fault.address if result.fault else None
+                return JobError(*self._why(result, where), _submitted(job, iova), DRIVER_TIMEOUT, fault)
         return None
 
     def _why(self, result: TaskResult, where: str) -> tuple[str, str]:
@@ -156,17 +164,8 @@ class ModelContext:
             return "timed out", f"the NPU never raised the driver's interrupt after {where}: no DPU in it"
         if result.fault is None:
             return "timed out", f"the NPU did not finish {where}: {result.reason}"
-        near = self.describe(result.fault.address)
+        near = place_of(result.fault.address, self._used.items())
         return "fault", f"the NPU did not finish {where}: {result.reason}, {near}"
-
-    def describe(self, iova: int) -> str:
-        """Where an address lies among the buffers."""
-        for start, size in sorted(self._used.items()):
-            if start <= iova < start + size:
-                return f"inside the buffer at {start:#x}"
-            if 0 <= iova - start - size < 16 * PAGE:
-                return f"{iova - start - size} bytes after the buffer of {size} bytes at {start:#x}"
-        return "in no buffer"
 
     def close(self) -> None:
         """Drop the machine and its memory."""

@@ -17,7 +17,8 @@ import numpy as np
 from rknpu_userspace.errors import DeviceError, JobError
 from rknpu_userspace.uapi import Accel, Bo, JobList
 
-from . import Buffer, Bytes, Job, command_bytes
+from . import Buffer, Bytes, Job, command_bytes, place_of
+from .kernel_log import last_fault
 
 DRIVER_TIMEOUT = 0.5
 """Seconds after which the driver gives up on a job (JOB_TIMEOUT_MS in rocket_job.c)."""
@@ -70,6 +71,12 @@ class RocketSubmission:
         if not bad:
             return
         submitted = self._describe(bad)
+        fault = last_fault(self._begin) if elapsed >= DRIVER_TIMEOUT * 0.9 else None
+        if fault is not None:
+            way = "writing" if fault.write else "reading"
+            where = place_of(fault.address, self._context.places())
+            message = f"the NPU faulted {way} {fault.address:#010x}, {where}; the driver gave up after {elapsed:.2f} s"
+            raise JobError("fault", message, submitted, elapsed, fault.address)
         if elapsed >= DRIVER_TIMEOUT * 0.9:
             raise JobError(
                 "timed out",
@@ -97,6 +104,7 @@ class RocketContext:
         self._lock = threading.Lock()
         self._pool: list[Bo] = []
         self._keep = True
+        self._sizes: dict[int, int] = {}
         self._closed = False
 
     def alloc(self, size: int) -> Buffer:
@@ -109,12 +117,14 @@ class RocketContext:
                     bo.view[:] = 0
                     return bo
             try:
-                return self.accel.create_bo(need)
+                bo = self.accel.create_bo(need)
             except DeviceError:
                 if not self._pool:
                     raise
                 self._drain()
-                return self.accel.create_bo(need)
+                bo = self.accel.create_bo(need)
+            self._sizes[bo.iova] = bo.size
+            return bo
 
     def free(self, buffer: Buffer) -> None:
         """Keep the buffer for later, or release it when enough are kept."""
@@ -125,7 +135,11 @@ class RocketContext:
             if self._keep and bo.size + sum(kept.size for kept in self._pool) <= _POOL_BYTES:
                 self._pool.append(bo)
             else:
-                self.accel.free_bo(bo)
+                self._release(bo)
+
+    def places(self) -> list[tuple[int, int]]:
+        """IOVA and size of every buffer that the file has."""
+        return list(self._sizes.items())
 
     def abandon(self) -> None:
         """Jobs were left running: buffers given back from now on are the kernel's to release when it is done."""
@@ -134,8 +148,12 @@ class RocketContext:
 
     def _drain(self) -> None:
         for bo in self._pool:
-            self.accel.free_bo(bo)
+            self._release(bo)
         self._pool = []
+
+    def _release(self, bo: Bo) -> None:
+        self._sizes.pop(bo.iova, None)
+        self.accel.free_bo(bo)
 
     def flush(self, buffer: Buffer) -> None:
         """See Context."""

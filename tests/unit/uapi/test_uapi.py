@@ -233,6 +233,7 @@ def test_missing_node() -> None:
 def test_no_permission_names_the_group(node: str) -> None:
     import grp
 
+    Path(node).chmod(0o660)
     group = grp.getgrgid(Path(node).stat().st_gid).gr_name
     text = uapi.explain_open(node, PermissionError(errno.EACCES, "denied"))
     assert f"belongs to group {group}" in text
