@@ -100,13 +100,18 @@ def derive_channels(multipliers: npt.NDArray[Any], zero_point: int = 0) -> Chann
     return ChannelRequant(units, derive(most * math.ldexp(1 / top, CHANNEL_SHIFT), zero_point))
 
 
-def requantize_channels(accumulators: npt.NDArray[Any], requant: ChannelRequant) -> npt.NDArray[np.int8]:
-    """int32 accumulators [..., channel] to int8, bit for bit as the hardware."""
-    product = accumulators.astype(np.float64) * requant.multipliers
+def scale_channels(accumulators: npt.NDArray[Any], requant: ChannelRequant) -> npt.NDArray[np.float64]:
+    """int32 accumulators [..., channel] times their channel's multiplier, rounded, clamped to int32."""
+    product: npt.NDArray[np.float64] = accumulators.astype(np.float64) * requant.multipliers
     product *= 2.0**-CHANNEL_SHIFT
     np.rint(product, out=product)
     np.clip(product, -(1 << 31), (1 << 31) - 1, out=product)
-    return requantize(product, requant.common)
+    return product
+
+
+def requantize_channels(accumulators: npt.NDArray[Any], requant: ChannelRequant) -> npt.NDArray[np.int8]:
+    """int32 accumulators [..., channel] to int8, bit for bit as the hardware."""
+    return requantize(scale_channels(accumulators, requant), requant.common)
 
 
 def apply(accumulators: npt.NDArray[Any], requant: Requant | ChannelRequant) -> npt.NDArray[np.int8]:

@@ -20,10 +20,10 @@ from rknpu_userspace.formats import OUTPUTS
 from rknpu_userspace.plan.geometry import Chunk, Plan, axes, chunk_channels
 from rknpu_userspace.plan.tasks import Places, Post, fetch_at_job_starts, job_sizes, last_atom, row_bytes_in, tasks
 from rknpu_userspace.plan.tiling import Part
-from rknpu_userspace.quant import ChannelRequant, apply
+from rknpu_userspace.quant import ChannelRequant
 from rknpu_userspace.unit import BufferUnit
 
-from .reference import saturate32
+from .reference import finish_integers, rectify, saturate32
 
 Array = npt.NDArray[Any]
 Bytes = npt.NDArray[np.uint8]
@@ -195,6 +195,9 @@ class ConvPart(BufferUnit):
         for index, image in enumerate(images):
             target = self._features.view[index * size : (index + 1) * size]
             pixels = image.reshape(problem.height * problem.width, problem.channels)
+            if problem.packed:
+                _pack_image(target, image, problem.pitch)
+                continue
             if problem.input.bits == 4:
                 pixels = layout.pack_nibbles(np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2))))
             if problem.rows_in:
@@ -242,10 +245,10 @@ class ConvPart(BufferUnit):
         self._add_padding(values)
         if self._bias is not None:
             values = _add_bias(values, self._bias)
-        if weights.post.relu:
-            np.maximum(values, 0, out=values)
-        if weights.post.requant is not None:
-            return apply(values, weights.post.requant)
+        post = weights.post
+        if values.dtype.kind == "i":
+            return finish_integers(values, post.relu, post.requant, OUTPUTS[problem.out].dtype, post.bound, post.slope)
+        values = rectify(values, post.relu, post.bound, post.slope, False)
         if problem.out == "bfloat16":
             return layout.to_bfloat16(values)
         with np.errstate(over="ignore"):
@@ -264,6 +267,13 @@ class ConvPart(BufferUnit):
             if outside.any():
                 sums = zero_point * _kernel_sums(self._weights, chunk, self.plan.problem.depthwise)
                 values[outside] += sums.astype(values.dtype)
+
+
+def _pack_image(target: Bytes, image: Array, pitch: int) -> None:
+    """Write a packed image [y][x][channel], its lines ``pitch`` pixels apart."""
+    height, width, channels = image.shape
+    lines = target.view(image.dtype).reshape(height, pitch * channels)
+    lines[:, : width * channels] = image.reshape(height, width * channels)
 
 
 def _largest(values: Array) -> int:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rknpu_userspace.quant import ChannelRequant, Requant, apply
+from rknpu_userspace.quant import ChannelRequant, Requant, requantize, scale_channels
 
 Array = npt.NDArray[Any]
 Pair = tuple[int, int]
@@ -24,26 +24,54 @@ Pads = tuple[int, int, int, int]
 
 
 def finish(
-    sums: Array, bias: Array | None, relu: bool, requant: Requant | ChannelRequant | None, out_dtype: str
+    sums: Array,
+    bias: Array | None,
+    relu: bool,
+    requant: Requant | ChannelRequant | None,
+    out_dtype: str,
+    *,
+    bound: float | None = None,
+    slope: float | None = None,
 ) -> Array:
     """Bias, ReLU, requantisation and the output format, from float64 sums over the last axis of channels.
 
-    ``out_dtype`` is a numpy dtype name.
+    ``out_dtype`` is a numpy dtype name. ``bound`` is the upper end of the ReLU, ``slope`` the factor of negative
+    values, as the hardware takes them (see ``rectify``).
     """
     kind = np.dtype(out_dtype)
-    if requant is None and kind.kind == "f" and bias is not None and bias.dtype.kind == "f":
-        sums = sums + bias
-        bias = None
-    if kind.kind == "f" and (bias is None and requant is None):
-        values = np.maximum(sums, 0) if relu else sums
+    if requant is None and kind.kind == "f" and (bias is None or bias.dtype.kind == "f"):
+        values = rectify(sums if bias is None else sums + bias, relu, bound, slope, False)
         with np.errstate(over="ignore"):
             return values.astype(kind)
-    whole = saturate32(sums if bias is None else sums + bias)
+    return finish_integers(saturate32(sums if bias is None else sums + bias), relu, requant, kind, bound, slope)
+
+
+def finish_integers(
+    whole: Array,
+    relu: bool,
+    requant: Requant | ChannelRequant | None,
+    kind: npt.DTypeLike,
+    bound: float | None = None,
+    slope: float | None = None,
+) -> Array:
+    """What becomes of int32 sums: multipliers per channel, ReLU or slope, then the output converter."""
+    if isinstance(requant, ChannelRequant):
+        return requantize(rectify(scale_channels(whole, requant), relu, bound, slope, True), requant.common)
+    whole = rectify(whole, relu, bound, slope, True)
+    return whole.astype(kind) if requant is None else requantize(whole, requant)
+
+
+def rectify(values: Array, relu: bool, bound: float | None, slope: float | None, integer: bool) -> Array:
+    """ReLU up to ``bound``; or ``slope`` times what is negative: of integers, the product rounded to nearest even."""
     if relu:
-        whole = np.maximum(whole, 0)
-    if requant is not None:
-        return apply(whole, requant)
-    return whole.astype(kind)
+        values = np.maximum(values, 0)
+    if bound is not None:
+        values = np.minimum(values, np.array(bound).astype(values.dtype))
+    if slope is None:
+        return values
+    if integer:
+        return np.where(values < 0, np.rint(values.astype(np.float64) * slope), values)
+    return np.where(values < 0, values * np.array(slope, values.dtype), values)
 
 
 def saturate32(sums: Array) -> npt.NDArray[np.int32]:
@@ -60,12 +88,14 @@ def matmul(
     b_zero_point: int = 0,
     relu: bool = False,
     requant: Requant | ChannelRequant | None = None,
+    bound: float | None = None,
+    slope: float | None = None,
     out_dtype: str = "int32",
 ) -> Array:
     """``a`` [..., M, K] times ``b`` [..., K, N] with everything that the operation can do behind it."""
     left = a.astype(np.float64) - a_zero_point
     right = b.astype(np.float64) - b_zero_point
-    return finish(left @ right, bias, relu, requant, out_dtype)
+    return finish(left @ right, bias, relu, requant, out_dtype, bound=bound, slope=slope)
 
 
 def conv2d(
@@ -81,6 +111,8 @@ def conv2d(
     w_zero_point: int = 0,
     relu: bool = False,
     requant: Requant | ChannelRequant | None = None,
+    bound: float | None = None,
+    slope: float | None = None,
     out_dtype: str = "int32",
 ) -> Array:
     """``x`` [N, H, W, C], ``weights`` [OC, KH, KW, C / groups] to [N, OH, OW, OC]; padding stands for real zeros."""
@@ -100,7 +132,48 @@ def conv2d(
                 chosen = slice(group * step, (group + 1) * step)
                 part = window[..., group * per_group : (group + 1) * per_group]
                 sums[..., chosen] += part @ kernels[chosen, y, column].T
-    return finish(sums, bias, relu, requant, out_dtype)
+    return finish(sums, bias, relu, requant, out_dtype, bound=bound, slope=slope)
+
+
+def conv_transpose2d(
+    x: Array,
+    weights: Array,
+    bias: Array | None = None,
+    *,
+    stride: Pair = (1, 1),
+    padding: Pads = (0, 0, 0, 0),
+    output_padding: Pair = (0, 0),
+    groups: int = 1,
+    x_zero_point: int = 0,
+    w_zero_point: int = 0,
+    relu: bool = False,
+    requant: Requant | ChannelRequant | None = None,
+    bound: float | None = None,
+    slope: float | None = None,
+    out_dtype: str = "int32",
+) -> Array:
+    """``x`` [N, H, W, C], ``weights`` [OC, KH, KW, C / groups]: every pixel adds a copy of the kernel.
+
+    ``padding`` is what is cut off the edges, ``output_padding`` what is added again at bottom and right.
+    """
+    real = x.astype(np.float64) - x_zero_point
+    kernels = weights.astype(np.float64) - w_zero_point
+    images, height, width, _ = x.shape
+    out_channels, kernel_height, kernel_width, per_group = kernels.shape
+    full_y, full_x = (height - 1) * stride[0] + kernel_height, (width - 1) * stride[1] + kernel_width
+    sums = np.zeros((images, full_y + output_padding[0], full_x + output_padding[1], out_channels))
+    step = out_channels // groups
+    for ky in range(kernel_height):
+        for kx in range(kernel_width):
+            rows = slice(ky, ky + (height - 1) * stride[0] + 1, stride[0])
+            columns = slice(kx, kx + (width - 1) * stride[1] + 1, stride[1])
+            for group in range(groups):
+                chosen = slice(group * step, (group + 1) * step)
+                part = real[..., group * per_group : (group + 1) * per_group]
+                sums[:, rows, columns, chosen] += part @ kernels[chosen, ky, kx].T
+    top, left, bottom, right = padding
+    sums = sums[:, top : sums.shape[1] - bottom, left : sums.shape[2] - right]
+    return finish(sums, bias, relu, requant, out_dtype, bound=bound, slope=slope)
 
 
 def _window(real: Array, tap: Pair, stride: Pair, dilation: Pair, out: Pair) -> Array:

@@ -21,7 +21,9 @@ class Problem:
     """A convolution of one image.
 
     ``form`` and ``out`` name formats. ``rows_in`` and ``rows_out`` say that the operand is a row-major matrix instead
-    of a cube (width 1 only). In depthwise mode ``out_channels`` equals ``channels``.
+    of a cube (width 1 only). In depthwise mode ``out_channels`` equals ``channels``. ``insert_y`` and ``insert_x`` are
+    the strides of a transposed convolution: zeros stand between the pixels of the input, that many minus one.
+    ``packed`` is an image of 1 to 4 channels, pixel after pixel, in lines of ``pitch`` pixels.
     """
 
     form: str
@@ -43,6 +45,9 @@ class Problem:
     rows_in: bool = False
     rows_out: bool = False
     depthwise: bool = False
+    insert_y: int = 1
+    insert_x: int = 1
+    packed: bool = False
 
     @classmethod
     def matmul(cls, form: str, out: str, rows: int, inner: int, outputs: int, native: bool = False) -> Problem:
@@ -77,12 +82,19 @@ class Problem:
     @cached_property
     def out_height(self) -> int:
         """Output lines."""
-        return (self.height + self.pad_top + self.pad_bottom - self.span_y) // self.stride_y + 1
+        lines = (self.height - 1) * self.insert_y + 1
+        return (lines + self.pad_top + self.pad_bottom - self.span_y) // self.stride_y + 1
 
     @cached_property
     def out_width(self) -> int:
         """Output columns."""
-        return (self.width + self.pad_left + self.pad_right - self.span_x) // self.stride_x + 1
+        columns = (self.width - 1) * self.insert_x + 1
+        return (columns + self.pad_left + self.pad_right - self.span_x) // self.stride_x + 1
+
+    @property
+    def pitch(self) -> int:
+        """Pixels from one line of a packed image to the next: lines begin at atoms."""
+        return align(self.width, ATOM)
 
     @cached_property
     def stored_channels(self) -> int:
@@ -103,14 +115,16 @@ class Problem:
 
     @cached_property
     def macs(self) -> int:
-        """Multiply-accumulates that the result needs."""
+        """Multiply-accumulates that the result needs; of a transposed convolution, without those of inserted zeros."""
         per_pixel = self.kernel_height * self.kernel_width * self.out_channels
-        return self.out_height * self.out_width * per_pixel * (1 if self.depthwise else self.channels)
+        macs = self.out_height * self.out_width * per_pixel * (1 if self.depthwise else self.channels)
+        return macs // (self.insert_y * self.insert_x)
 
     def bound_bytes(self, images: int) -> int:
         """Each input, weight and output byte once, without padding; what no tap reaches does not count."""
-        lines = _reached(self.height, self.out_height, self.stride_y, self.kernel_height, self.dilation_y, self.pad_top)
-        columns = _reached(self.width, self.out_width, self.stride_x, self.kernel_width, self.dilation_x, self.pad_left)
+        vertical, horizontal = axes(self, Chunk(0, self.channels, 0, self.kernel_height, 0, self.kernel_width))
+        lines = _reached(vertical, self.kernel_height, self.dilation_y)
+        columns = _reached(horizontal, self.kernel_width, self.dilation_x)
         pixels = lines * columns
         per_kernel = self.kernel_height * self.kernel_width * (1 if self.depthwise else self.channels)
         operands = images * pixels * self.channels + per_kernel * self.out_channels
@@ -120,6 +134,8 @@ class Problem:
     @cached_property
     def in_bytes(self) -> int:
         """Bytes of the features."""
+        if self.packed:
+            return self.height * self.pitch * self.input.nbytes(self.channels)
         return self.height * self.width * self.input.nbytes(self.stored_channels)
 
     @cached_property
@@ -153,29 +169,56 @@ class Problem:
             most = min(limits.MAX_PAD, span - 1)
             why = "4-bit register field" if most == limits.MAX_PAD else "a window may not lie in the padding alone"
             limits.check_range(f"{side} padding", getattr(self, f"pad_{side}"), 0, most, why)
+        self._check_insertion()
         if self.out_height < 1 or self.out_width < 1:
             raise ValueError(
                 f"the {self.span_y}x{self.span_x} window is larger than the padded {self.height}x{self.width} input"
             )
+
+    def _check_insertion(self) -> None:
+        """DECONV: strides 1, 2, 4 and 8 act; pads 12 to 15 do something else with stride 2 (RN conv-transpose.md)."""
+        for name, insert, span, dilation, pads in (
+            ("vertical", self.insert_y, self.span_y, self.dilation_y, (self.pad_top, self.pad_bottom)),
+            ("horizontal", self.insert_x, self.span_x, self.dilation_x, (self.pad_left, self.pad_right)),
+        ):
+            if insert == 1:
+                continue
+            if insert not in limits.INSERTIONS:
+                nearest = min(limits.INSERTIONS, key=lambda legal: abs(legal - insert))
+                legal = ", ".join(str(number) for number in limits.INSERTIONS)
+                raise ValueError(
+                    f"{name} stride {insert} of a transposed convolution is not one of {legal}; "
+                    f"the nearest legal value is {nearest}"
+                )
+            if dilation > 1:
+                raise ValueError(f"{name} dilation {dilation} of a transposed convolution; the only legal value is 1")
+            if span < insert:
+                raise ValueError(f"{name} stride {insert} exceeds the kernel of {span}: pad the kernel with zeros")
+            if insert == 2 and max(pads) > limits.MAX_PAD_INSERTED:
+                raise ValueError(
+                    f"{name} stride 2 of a transposed convolution with a kernel that needs {max(pads)} lines of "
+                    f"padding; the nearest legal value is {limits.MAX_PAD_INSERTED}"
+                )
 
     def lines(self, first: int, last: int) -> Problem:
         """The sub-problem of output lines [first, last); its input is ``input_lines(first, last)``."""
         top, bottom = self.input_lines(first, last)
         start = first * self.stride_y - self.pad_top
         end = (last - 1) * self.stride_y - self.pad_top + self.span_y
-        return replace(self, height=bottom - top, pad_top=max(0, -start), pad_bottom=max(0, end - self.height))
+        reach = (bottom - 1) * self.insert_y + 1
+        return replace(self, height=bottom - top, pad_top=top * self.insert_y - start, pad_bottom=max(0, end - reach))
 
     def input_lines(self, first: int, last: int) -> tuple[int, int]:
         """Input lines that the output lines [first, last) need."""
         start = first * self.stride_y - self.pad_top
         end = (last - 1) * self.stride_y - self.pad_top + self.span_y
-        return max(0, start), min(self.height, end)
+        return ceil_div(max(0, start), self.insert_y), min(self.height, ceil_div(end, self.insert_y))
 
 
-def _reached(size: int, outputs: int, stride: int, taps: int, dilation: int, pad: int) -> int:
+def _reached(axis: Axis, taps: int, dilation: int) -> int:
     """Input positions on an axis that some tap of some output reads."""
-    positions = {at * stride + tap * dilation - pad for at in range(outputs) for tap in range(taps)}
-    return sum(0 <= position < size for position in positions)
+    positions = {at * axis.stride + tap * dilation + axis.first for at in range(axis.out) for tap in range(taps)}
+    return sum(at % axis.insert == 0 and 0 <= at < axis.reach for at in positions)
 
 
 @dataclass(frozen=True)
@@ -205,20 +248,27 @@ class Axis:
     first: int
     """Input position of the first tap of output 0; negative in the padding."""
     span: int
+    insert: int = 1
+    """Positions from one pixel of the input to the next; between them are zeros."""
+
+    @property
+    def reach(self) -> int:
+        """Positions from the first pixel to the last."""
+        return (self.size - 1) * self.insert + 1
 
     @property
     def valid(self) -> tuple[int, int]:
         """Outputs whose window touches the input."""
         least = max(0, ceil_div(1 - self.span - self.first, self.stride))
-        most = min(self.out, (self.size - 1 - self.first) // self.stride + 1)
+        most = min(self.out, (self.reach - 1 - self.first) // self.stride + 1)
         return least, max(least, most)
 
     def window(self, start: int, stop: int) -> tuple[int, int, int]:
-        """For outputs [start, stop): first input position, number of them, padding before them."""
+        """For outputs [start, stop): first input pixel, number of them, padding before them (with inserted zeros)."""
         low = start * self.stride + self.first
         high = (stop - 1) * self.stride + self.first + self.span
-        begin = max(0, low)
-        return begin, min(self.size, high) - begin, begin - low
+        begin = ceil_div(max(0, low), self.insert)
+        return begin, min(self.size, ceil_div(high, self.insert)) - begin, begin * self.insert - low
 
 
 def axes(problem: Problem, chunk: Chunk) -> tuple[Axis, Axis]:
@@ -230,6 +280,7 @@ def axes(problem: Problem, chunk: Chunk) -> tuple[Axis, Axis]:
             problem.stride_y,
             chunk.ky0 * problem.dilation_y - problem.pad_top,
             (chunk.ky1 - chunk.ky0 - 1) * problem.dilation_y + 1,
+            problem.insert_y,
         ),
         Axis(
             problem.width,
@@ -237,6 +288,7 @@ def axes(problem: Problem, chunk: Chunk) -> tuple[Axis, Axis]:
             problem.stride_x,
             chunk.kx0 * problem.dilation_x - problem.pad_left,
             (chunk.kx1 - chunk.kx0 - 1) * problem.dilation_x + 1,
+            problem.insert_x,
         ),
     )
 
@@ -301,7 +353,7 @@ class Plan:
         stored = 1 if problem.depthwise else weight_kernels(kernels)
         pixels = (tile.y1 - tile.y0) * (tile.x1 - tile.x0)
         return (
-            0 if tile.data_reuse else form.nbytes(height * width * channels),
+            0 if tile.data_reuse else form.nbytes(height * width * (problem.channels if problem.packed else channels)),
             0 if tile.weight_reuse else stored * form.nbytes(chunk.taps * channels),
             pixels * align(kernels, problem.output_group) * OUTPUTS[self.out].nbytes,
         )

@@ -20,6 +20,9 @@ MAX_KERNEL = 31
 MAX_STRIDE = 7
 MAX_PAD = 15
 MAX_DILATION = 32
+INSERTIONS = (1, 2, 4, 8)
+"""Strides of a transposed convolution that boards obey (RN encodings/conv-transpose.md)."""
+MAX_PAD_INSERTED = 11
 MAX_BYTES_PER_KERNEL = BANK_BYTES
 """The field has 19 bits; RU finds one bank to be the limit."""
 MAX_TASK_KERNELS = 4096

@@ -7,12 +7,14 @@ Register values follow Mesa (rkt_regcmd.c, rkt_task.c) and the matmul clients of
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from rknpu_userspace.formats import ATOM, OUTPUTS
-from rknpu_userspace.layout import align, ceil_div, weight_kernels
+import numpy as np
+
+from rknpu_userspace.formats import ATOM, INPUTS, OUTPUTS
+from rknpu_userspace.layout import align, ceil_div, to_bfloat16, weight_kernels
 from rknpu_userspace.quant import CHANNEL_SHIFT, ChannelRequant, Requant
-from rknpu_userspace.task import ALU_ADD, DEPTHWISE, DIRECT, Conv, Dpu, Rdma, Stage, TaskConfig
+from rknpu_userspace.task import ALU_ADD, DEPTHWISE, DIRECT, PASS, Conv, Dpu, Rdma, Stage, TaskConfig
 
 from . import limits
 from .geometry import Axis, Chunk, Plan, Problem, Tile, chunk_channels
@@ -20,16 +22,18 @@ from .jobs import fetch_at_job_starts, job_sizes, seconds
 
 _BRDMA_ALU, _BRDMA_ALL = 1, 7
 """int32 per channel; or per 8 channels 8 int32 (ALU), 8 int16 (zero points), 8 int16 (multipliers)."""
-_FLOAT16 = 2
 _NARROW = ("float16", "bfloat16")
+_ARGB = 7
+_CONVERT_TRUNCATE, _CONVERT_FLOAT = 14, 0xFFF
 
 
 @dataclass(frozen=True)
 class Post:
     """What the DPU does with the sums: bias, ReLU, requantisation; the weights' zero point (int8).
 
-    ``bound`` is the upper end of the ReLU, in the units that the requantisation starts from. A plan with partial sums
-    has none of it but the zero point: the host does it after adding up.
+    ``bound`` is the upper end of the ReLU, in the units that the requantisation starts from; ``slope`` what negative
+    values are multiplied by (instead of a ReLU). ``unsigned``: a packed image holds uint8, which becomes int8 by
+    subtracting 128. A plan with partial sums has none of it but the zero point: the host does it after adding up.
     """
 
     bias: bool = False
@@ -37,7 +41,9 @@ class Post:
     requant: Requant | ChannelRequant | None = None
     zero_point: int = 0
     pad_value: int = 0
-    bound: int | None = None
+    bound: float | None = None
+    slope: float | None = None
+    unsigned: bool = False
 
     @property
     def per_channel(self) -> bool:
@@ -87,6 +93,14 @@ def _feature_place(
     form = problem.input
     first = chunk.c0 + (tile.n0 if problem.depthwise else 0)
     image = tile.image * problem.in_bytes
+    if problem.packed:
+        lines = problem.height - top
+        return (
+            image + top * form.nbytes(problem.pitch * problem.channels),
+            problem.pitch,
+            problem.pitch * (lines - 1),
+            1,
+        )
     if problem.rows_in:
         line = row_bytes_in(problem)
         return image + top * line + form.nbytes(first), line // ATOM, 0, 1
@@ -114,7 +128,7 @@ def _conv(plan: Plan, tile: Tile, vertical: Axis, horizontal: Axis, post: Post, 
         real = chunk.c1 - chunk.c0
     per_channel = form.nbytes(chunk.taps * channels)
     weight_offset = tile.n0 * form.nbytes(chunk.taps * (1 if problem.depthwise else channels))
-    return Conv(
+    conv = Conv(
         precision=form.code,
         height=height,
         width=width,
@@ -149,7 +163,27 @@ def _conv(plan: Plan, tile: Tile, vertical: Axis, horizontal: Axis, post: Post, 
         data_reuse=int(tile.data_reuse),
         weight_reuse=int(tile.weight_reuse),
         zero_point_path=int(_uses_zero_point(plan, post) or form.name == "int16"),
+        insert_y=problem.insert_y,
+        insert_x=problem.insert_x,
     )
+    return replace(conv, **_packed(problem, post, width, height)) if problem.packed else conv
+
+
+def _packed(problem: Problem, post: Post, width: int, height: int) -> dict[str, int]:
+    """Registers of a packed image: Mesa's values for int8 (rkt_task.c), Rockchip's compiler's for float16."""
+    mode = {"argb": _ARGB + problem.channels, "packed_pixels": 1, "data_entries": width * height}
+    if problem.input.is_float:
+        return {**mode, "convert_channels": _CONVERT_FLOAT}
+    return {
+        **mode,
+        "convert_bypass": 0,
+        "convert_type": 0,
+        "convert_sign": int(not post.unsigned),
+        "convert_truncate": _CONVERT_TRUNCATE,
+        "convert_scale": 1 << _CONVERT_TRUNCATE,
+        "convert_offset": -128 & 0xFFFF if post.unsigned else 0,
+        "convert_channels": 0xFFFF,
+    }
 
 
 def _uses_zero_point(plan: Plan, post: Post) -> bool:
@@ -173,8 +207,32 @@ def _stage(plan: Plan, post: Post) -> Stage:
         mul_shift_negative=shift,
         relu_bypass=int(not post.relu),
         relux=int(post.bound is not None),
-        relux_bound=post.bound or 0,
+        relux_bound=_bound_bits(plan, post.bound),
     )
+
+
+def _bound_bits(plan: Plan, bound: float | None) -> int:
+    if bound is None:
+        return 0
+    return int(np.float32(bound).view(np.uint32)) if plan.problem.input.is_float else int(bound)
+
+
+def slope_bits(form: str, slope: float) -> int:
+    """A slope as the multiplier takes it: bf16 or fp16 bits, or an int16 in units of 2^-14."""
+    if form == "bfloat16":
+        return int(to_bfloat16(np.array([slope], np.float32))[0])
+    if INPUTS[form].is_float:
+        return int(np.float16(slope).view(np.uint16))
+    return round(slope * (1 << CHANNEL_SHIFT)) & 0xFFFF
+
+
+def _slope_stage(plan: Plan, post: Post) -> Stage:
+    """BN: negative values times a slope."""
+    if plan.partial or post.slope is None:
+        return PASS
+    shift = 0 if plan.problem.input.is_float else CHANNEL_SHIFT
+    bits = slope_bits(plan.problem.form, post.slope)
+    return Stage(bypass=0, mul_bypass=0, mul_operand=bits, mul_shift=shift, mul_shift_negative=shift, prelu=1)
 
 
 def out_place(plan: Plan, tile: Tile) -> tuple[int, int, int]:
@@ -221,6 +279,7 @@ def _dpu(plan: Plan, tile: Tile, post: Post, stage: Stage, places: Places) -> Dp
         zero_point_bypass=int(not _uses_zero_point(plan, post)),
         zero_point=-post.zero_point,
         bs=stage,
+        bn=_slope_stage(plan, post),
         cvt_offset=requant.offset if requant else 0,
         cvt_scale=requant.scale if requant else 1,
         cvt_shift=requant.shift if requant else 0,

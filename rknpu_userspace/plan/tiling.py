@@ -73,7 +73,7 @@ def _tile_height(axis: Axis, line_entries: int, banks: int) -> int:
     low, high = axis.valid
     if min(axis.size, axis.window(low, high)[1]) <= lines:
         return high - low
-    return max(0, (lines - axis.span) // axis.stride + 1)
+    return max(0, (lines * axis.insert - axis.span) // axis.stride + 1)
 
 
 def _even(total: int, step: int) -> int:
@@ -165,7 +165,7 @@ def _spatial(
     last = 0
     for cut in _WIDTH_CUTS:
         width = ceil_div(columns, cut)
-        if width == last:
+        if width == last or (problem.packed and cut > 1):
             return
         last = width
         widest = _widest(horizontal, width)
@@ -273,7 +273,8 @@ def _whole(problem: Problem) -> tuple[Chunk, ...]:
 
 
 def _by_taps(problem: Problem, images: int) -> tuple[int, tuple[Chunk, ...], list[_Cut]]:
-    for chunks in () if problem.depthwise else _tap_chunks(problem):
+    inserted = problem.insert_y > 1 or problem.insert_x > 1
+    for chunks in () if problem.depthwise or inserted else _tap_chunks(problem):
         cuts = _best(problem, chunks, images)
         if cuts is not None:
             return 0, chunks, cuts
