@@ -15,6 +15,7 @@ TOOLS = {
     "probe": ("probe.runner", "measure what is not known about the NPU, for the model to load"),
     "selftest": ("selftest", "compare the NPU with numpy"),
     "jobloop": ("jobloop", "time a small job"),
+    "run": ("run", "run a program file: a model that was converted on the host"),
 }
 """Module with ``main(arguments)`` and one line of help, by name."""
 

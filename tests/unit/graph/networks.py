@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from rknpu_userspace.graph import Graph, Tensor, reference
+from rknpu_userspace.graph import Graph, Tensor, host
+from rknpu_userspace.graph.placement import place
 from rknpu_userspace.ops import reference as arithmetic
 
 
@@ -22,11 +24,11 @@ class Builder:
         self._values = {self.input: self.x}
 
     def value(self, tensor: Tensor) -> Any:
-        """What a tensor holds for ``x``."""
-        if tensor not in self._values:
-            outputs, self.graph.outputs = self.graph.outputs, [tensor]
-            (self._values[tensor],) = reference(self.graph, self.x)
-            self.graph.outputs = outputs
+        """What a tensor holds for ``x``; everything that is not known yet is computed."""
+        for item in place([node for node in self.graph.nodes if node.output not in self._values]):
+            inputs = [self._values[source] for source in item.node.inputs]
+            run = item.lowering.reference if item.lowering else partial(host.run, item.node)
+            self._values[item.node.output] = run(*inputs)
         return self._values[tensor]
 
     def conv(self, x: Tensor, outputs: int, kernel: int, **options: Any) -> Tensor:
@@ -59,3 +61,23 @@ class Builder:
             w_scale=w_scale,
             **{"scale": scale, "zero_point": 5, **options},
         )
+
+    def average(self, x: Tensor, kernel: int) -> Tensor:
+        """Mean over the whole image."""
+        return self.graph.average_pool(x, kernel)
+
+
+def mobilenet_v1(seed: int) -> Builder:
+    """All 27 convolutions of MobileNetV1 at 224x224, average and classifier; the graph ends in 1001 scores."""
+    net = Builder((1, 224, 224, 3), seed)
+    relu6 = {"activation": "relu6", "zero_point": -128}
+    y = net.conv(net.input, 32, 3, stride=2, padding=(0, 0, 1, 1), **relu6)
+    widths = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
+    for outputs, stride in widths:
+        padding = (0, 0, 1, 1) if stride == 2 else 1
+        y = net.conv(y, y.channels, 3, stride=stride, padding=padding, depthwise=True, per_channel=True, **relu6)
+        y = net.conv(y, outputs, 1, per_channel=True, **relu6)
+    assert y.shape == (1, 7, 7, 1024)
+    y = net.average(y, 7)
+    net.graph.output(net.graph.reshape(net.conv(y, 1001, 1), (1, 1001)))
+    return net
