@@ -64,9 +64,20 @@ class Device:
             raise ValueError(f"cores must be 1..{MAX_CORES}, not {count}")
         return [self._context(index) for index in range(count)]
 
-    def compile(self, operation: Operation, *, cores: int | None = None) -> Program:
-        """A program that can be run many times."""
-        return operation.compile(self.contexts(cores))
+    def compile(self, operation: Operation, *, cores: int | None = None, core: int | None = None) -> Program:
+        """A program that can be run many times.
+
+        It is split over ``cores`` cores, by default the device's. With ``core`` (0..2) it has that one for itself:
+        programs on different cores run side by side from different threads. The driver gives every core a file of
+        its own and chooses among idle ones; the number only says which programs share one.
+        """
+        if core is None:
+            return operation.compile(self.contexts(cores))
+        if cores is not None:
+            raise ValueError("a program is either split over cores or has a core of its own, not both")
+        if isinstance(core, bool) or not isinstance(core, int) or not 0 <= core < MAX_CORES:
+            raise ValueError(f"core must be 0..{MAX_CORES - 1}, not {core!r}: the RK3588 has three NPU cores")
+        return operation.compile([self.contexts(core + 1)[core]])
 
     def matmul(
         self,
