@@ -87,9 +87,12 @@ def dtb_name(board: str) -> str:
 
 
 def assemble(
-    board: str, options: BoardKernelOptions, source: str | None, out: Output, debian_mirror: str | None = None
+    board: str, options: kernel.KernelOptions, source: str | None, out: Output, debian_mirror: str | None = None
 ) -> BoardSet:
-    """The board's set: found in the cache, or built. ``source``: a version, tree, tarball or address; None for 7.3."""
+    """The board's set: found in the cache, or built. ``source``: a version, tree, tarball or address; None for 7.3.
+
+    With the options of a kernel for the virtual board the set holds that kernel: it installs like a board's own.
+    """
     if boards.load(board).virtual:
         raise KitError(ExitCode.USAGE, f"{board} is a virtual board", "npulab build virt")
     cache = Cache()
@@ -108,7 +111,7 @@ def assemble(
     key = digest("board set 1", __version__, board, built.name, file_digest(INSTALLER))
 
     def make(entry: Path) -> None:
-        _fill(entry, board, name, built, options)
+        _fill(entry, board, name, built, fixes=options.groups == patches.WITH_FIXES)
 
     return load(cache.entry("board-kernel", key, make))
 
@@ -132,7 +135,7 @@ def load(root: Path) -> BoardSet:
     return BoardSet(root, manifest)
 
 
-def _fill(entry: Path, board: str, name: str, built: Path, options: BoardKernelOptions) -> None:
+def _fill(entry: Path, board: str, name: str, built: Path, *, fixes: bool) -> None:
     component = json.loads((built / "component.json").read_text())
     for path in sorted(built.rglob("*")):
         if path.is_file() and path.name != "component.json":
@@ -154,7 +157,7 @@ def _fill(entry: Path, board: str, name: str, built: Path, options: BoardKernelO
         "board": board,
         "kit_version": __version__,
         "dtb": f"dtbs/{name}.dtb",
-        "fixes": options.fixes,
+        "fixes": fixes,
         "kernel": {key: value for key, value in component.items() if key not in ("files", "dtbs")},
         "checks": check.document(results),
         "files": files,
@@ -232,9 +235,12 @@ def _control(built: BoardSet, name: str, version: str) -> str:
 
 def _scripts(release: str) -> dict[str, str]:
     """The package's scripts: the entry comes and goes with it; what depmod leaves is in no package's list."""
-    installer, modules = f"sh /boot/npulab/{release}/install.sh", f"/usr/lib/modules/{release}"
+    # DPKG_ROOT is set where dpkg --root installs into another system's tree without entering it
+    start = "#!/bin/sh\nset -e\nroot=${DPKG_ROOT:-}\n"
+    installer = f'exec sh "$root/boot/npulab/{release}/install.sh"'
+    modules = f'"$root/usr/lib/modules/{release}"'
     return {
-        "postinst": f"#!/bin/sh\nset -e\nexec {installer} --entry-only /\n",
-        "prerm": f"#!/bin/sh\nset -e\nexec {installer} --remove-entry /\n",
-        "postrm": f'#!/bin/sh\n[ "$1" != remove ] || rm -f {modules}/modules.*\nrmdir {modules} 2>/dev/null || :\n',
+        "postinst": f'{start}{installer} --entry-only "$root/"\n',
+        "prerm": f'{start}{installer} --remove-entry "$root/"\n',
+        "postrm": f'{start}[ "$1" != remove ] || rm -f {modules}/modules.*\nrmdir {modules} 2>/dev/null || :\n',
     }
