@@ -10,10 +10,11 @@ import numpy.typing as npt
 
 from rknpu_userspace.formats import COMBINATIONS, INPUTS, OUTPUTS
 from rknpu_userspace.layout import to_bfloat16
-from rknpu_userspace.quant import ChannelRequant, Requant, check_zero_point, derive, derive_channels
+from rknpu_userspace.quant import CHANNEL_SHIFT, ChannelRequant, Requant, check_zero_point, derive, derive_channels
+
+from .tables import value_of
 
 Array = npt.NDArray[Any]
-
 
 _STORED = {"int8": "int8", "float16": "float16"}
 """Formats that a dtype stands for by itself."""
@@ -121,6 +122,31 @@ def bias_vector(form: str, bias: Any, channels: int) -> Array | None:
     if array.size and (int(array.min()) < limits.min or int(array.max()) > limits.max):
         raise ValueError("bias has values outside the int32 range of the accumulator")
     return np.ascontiguousarray(array, np.int32)
+
+
+def rectifier(form: str, relu: bool, bound: float | None, slope: float | None) -> dict[str, Any]:
+    """Checked ReLU, its upper end and the slope of negative values, the slope rounded as the multiplier takes it.
+
+    Integers: ``bound`` is a positive int32 in the units that the requantisation starts from, ``slope`` a multiple of
+    2^-14 within -2..2. Floats: both are numbers of the format.
+    """
+    is_float = INPUTS[form].is_float
+    if bound is not None:
+        if not relu:
+            raise ValueError("bound is the upper end of a ReLU: it needs relu=True")
+        if not np.isfinite(bound) or bound <= 0:
+            raise ValueError(f"bound must be finite and positive, not {bound}")
+        if not is_float and (int(bound) != bound or bound >= 1 << 31):
+            raise ValueError(f"bound {bound} is not an int32 in accumulator units")
+    if slope is None:
+        return {"relu": relu, "bound": bound, "slope": None}
+    if relu:
+        raise ValueError("slope and relu exclude each other")
+    most = 65504.0 if is_float else 2.0 - 2.0**-CHANNEL_SHIFT
+    if not np.isfinite(slope) or abs(slope) > most:
+        raise ValueError(f"slope {slope} is outside -{most:g}..{most:g}")
+    rounded = value_of(slope, form) if is_float else round(slope * (1 << CHANNEL_SHIFT)) * 2.0**-CHANNEL_SHIFT
+    return {"relu": False, "bound": None, "slope": rounded}
 
 
 def zero_point(form: str, name: str, value: int) -> int:

@@ -27,7 +27,10 @@ from .convolution import ConvPart, Weights, build
 from .reference import pads, pair
 
 Array = npt.NDArray[Any]
-_FORMATS = ("int8", "float16", "bfloat16")
+FORMATS = ("int8", "float16", "bfloat16")
+IMAGES = {"int8": "int8", "uint8": "int8", "float16": "float16"}
+"""Formats of packed images, and of the weights that go with them."""
+MAX_IMAGE_CHANNELS = 4
 
 
 class Conv2d:
@@ -36,7 +39,13 @@ class Conv2d:
     ``weights`` [OC, KH, KW, C / groups] int8, float16, or bfloat16 by ``format``; ``in_shape`` (N, H, W, C).
     ``padding`` is a number, (vertical, horizontal) or (top, left, bottom, right); it stands for real zeros, that is,
     the input's zero point. Kernels up to 31, strides up to 7, dilation up to 32, padding up to 15 and less than the
-    window. ``bias`` [OC], ``relu``, ``scale`` (a number, or one per output channel) and outputs as for a matmul.
+    window. ``bias`` [OC], ``relu``, ``bound``, ``slope``, ``scale`` (a number, or one per output channel) and
+    outputs as for a matmul.
+
+    ``image`` ("int8", "uint8" or "float16"): the input has 1 to 4 channels and is read as it lies in numpy, without
+    padding its channels to an atom (Mesa rkt_task.c for one channel; more: TRM and Rockchip's compiler). uint8 pixels
+    are converted by the NPU, ``x_zero_point`` is 0..255 then. ``insert``: zeros between the pixels of the input,
+    that many minus one (see ``transposed``).
     """
 
     def __init__(
@@ -51,26 +60,34 @@ class Conv2d:
         groups: int = 1,
         format: str | None = None,
         relu: bool = False,
+        bound: float | None = None,
+        slope: float | None = None,
         out_dtype: npt.DTypeLike | None = None,
         scale: float | Array | None = None,
         out_zero_point: int = 0,
         x_zero_point: int = 0,
         w_zero_point: int = 0,
+        image: str | None = None,
+        insert: int | Sequence[int] = 1,
     ) -> None:
         self.weights = arguments.operand("weights", weights, (4,), format)
         self.form = arguments.format_of(self.weights, format)
-        if self.form not in _FORMATS:
-            raise ValueError(f"convolutions take {', '.join(_FORMATS)}, not {self.form}")
+        if self.form not in FORMATS:
+            raise ValueError(f"convolutions take {', '.join(FORMATS)}, not {self.form}")
         self.groups = groups
         self.in_shape = self._checked_shape(in_shape)
         outputs = self.weights.shape[0]
         self.out = arguments.out_format(self.form, out_dtype, scale is not None)
         self.bias = arguments.bias_vector(self.form, bias, outputs)
-        self.x_zero_point = arguments.zero_point(self.form, "x_zero_point", x_zero_point)
+        self.image = self._checked_image(image)
+        lowered = x_zero_point - 128 if image == "uint8" else x_zero_point
+        self.x_zero_point = arguments.zero_point(self.form, "x_zero_point", lowered)
+        self.insert = pair("insert", insert)
         self.post = Post(
-            relu=relu,
+            **arguments.rectifier(self.form, relu, bound, slope),
             requant=arguments.requantisation(self.out, scale, out_zero_point, outputs),
             zero_point=arguments.zero_point(self.form, "w_zero_point", w_zero_point),
+            unsigned=image == "uint8",
         )
         self.stride, self.dilation = pair("stride", stride), pair("dilation", dilation)
         self.padding = pads(padding)
@@ -94,6 +111,26 @@ class Conv2d:
             )
         return shape
 
+    def _checked_image(self, image: str | None) -> str | None:
+        """The dtype of a packed image."""
+        if image is None:
+            return None
+        if image not in IMAGES:
+            raise ValueError(f"image must be {', '.join(IMAGES)}, not {image!r}")
+        if IMAGES[image] != self.form:
+            raise TypeError(f"an image of {image} takes {IMAGES[image]} weights, not {self.form}")
+        if self.groups > 1 or self.in_shape[3] > MAX_IMAGE_CHANNELS:
+            raise ValueError(
+                f"a packed image has 1 to {MAX_IMAGE_CHANNELS} channels in one group, "
+                f"not {self.in_shape[3]} in {self.groups}"
+            )
+        return image
+
+    @property
+    def in_dtype(self) -> np.dtype[Any]:
+        """What the input consists of."""
+        return np.dtype(self.image or INPUTS[self.form].dtype)
+
     @property
     def depthwise(self) -> bool:
         """Whether the depthwise mode does it: a kernel per channel, and an output that fits its writer.
@@ -103,7 +140,7 @@ class Conv2d:
         form = INPUTS[self.form]
         one_each = self.groups == self.in_shape[3] == self.weights.shape[0] and self.groups > 1
         size = arguments.dtype_of(self.out).itemsize
-        return one_each and form.depthwise_group * size <= 8 * 16
+        return one_each and self.insert == (1, 1) and form.depthwise_group * size <= 8 * 16
 
     def problem(self) -> Problem:
         """The convolution of one image; with groups (but not depthwise) that of all channels, for its sizes."""
@@ -125,6 +162,9 @@ class Conv2d:
             bottom,
             right,
             depthwise=self.depthwise,
+            insert_y=self.insert[0],
+            insert_x=self.insert[1],
+            packed=self.image is not None,
         )
 
     @property
@@ -152,14 +192,19 @@ class Conv2d:
 
     def compile(self, contexts: Sequence[Context]) -> Program:
         """Pack the weights and make the program."""
+        return Program(
+            self.shares(contexts),
+            [Spec(self.in_shape, self.in_dtype)],
+            Spec(self.out_shape, arguments.dtype_of(self.out)),
+        )
+
+    def shares(self, contexts: Sequence[Context]) -> list[Share]:
+        """What each core does."""
         if self.groups > 1 and not self.depthwise:
-            shares = self._compile_groups(contexts)
-        else:
-            problem = self.problem()
-            units = build(contexts, split(problem, self.in_shape[0], len(contexts)), self.constants, self.label)
-            shares = [Share(unit, _source(unit.part, problem), _target(unit.part)) for unit in units]
-        source = Spec(self.in_shape, np.dtype(INPUTS[self.form].dtype))
-        return Program(shares, [source], Spec(self.out_shape, arguments.dtype_of(self.out)))
+            return self._compile_groups(contexts)
+        problem = self.problem()
+        units = build(contexts, split(problem, self.in_shape[0], len(contexts)), self.constants, self.label)
+        return [Share(unit, _source(unit.part, problem), _target(unit.part)) for unit in units]
 
     def _compile_groups(self, contexts: Sequence[Context]) -> list[Share]:
         """Bundles of groups, dealt out to the cores."""

@@ -32,9 +32,12 @@ class Matmul:
     ``b`` [K, N] (or [N, K] with ``transpose_b``); ``rows`` is M. ``format`` is "int8" or "float16", which the dtype
     says by itself; "bfloat16" (uint16 bit patterns, or float32 that is rounded), "tfloat32" (float32; the NPU drops the
     low 13 bits of the mantissa) or "int4" (int8 in -8..7). ``bias`` [N] is added to the sums: int32 in accumulator
-    units, or float. ``relu`` is applied after it. Output: int32, int8 (needs ``scale``, the real multiplier or one per
-    column, and takes ``out_zero_point``) or float32 for int8 operands; float32 or float16 for float16; float32 or
-    bfloat16 (bit patterns) for bfloat16; float32 for tfloat32; int32 for int4.
+    units, or float. ``relu`` is applied after it, up to ``bound`` if given; or ``slope`` is what negative values are
+    multiplied by (of integers both are in the units that the requantisation starts from, see ``arguments.rectifier``).
+
+    Output: int32, int8 (needs ``scale``, the real multiplier or one per column, and takes ``out_zero_point``) or
+    float32 for int8 operands; float32 or float16 for float16; float32 or bfloat16 (bit patterns) for bfloat16; float32
+    for tfloat32; int32 for int4.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class Matmul:
         transpose_b: bool = False,
         bias: Array | None = None,
         relu: bool = False,
+        bound: float | None = None,
+        slope: float | None = None,
         out_dtype: npt.DTypeLike | None = None,
         scale: float | Array | None = None,
         out_zero_point: int = 0,
@@ -64,7 +69,7 @@ class Matmul:
         self.bias = arguments.bias_vector(self.form, bias, self.outputs)
         self.a_zero_point = arguments.zero_point(self.form, "a_zero_point", a_zero_point)
         self.post = Post(
-            relu=relu,
+            **arguments.rectifier(self.form, relu, bound, slope),
             requant=arguments.requantisation(self.out, scale, out_zero_point, self.outputs),
             zero_point=arguments.zero_point(self.form, "b_zero_point", b_zero_point),
         )

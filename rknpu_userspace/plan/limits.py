@@ -20,6 +20,8 @@ MAX_KERNEL = 31
 MAX_STRIDE = 7
 MAX_PAD = 15
 MAX_DILATION = 32
+MAX_IMAGE_PIXELS = 16383
+"""Pixels of a tile of a packed image: they stand in DATA_ENTRIES, which has 14 bits."""
 INSERTIONS = (1, 2, 4, 8)
 """Strides of a transposed convolution that boards obey (RN encodings/conv-transpose.md)."""
 MAX_PAD_INSERTED = 11

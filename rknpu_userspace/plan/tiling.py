@@ -67,9 +67,9 @@ def _widest(axis: Axis, step: int) -> int:
     return max(axis.window(a, b)[1] for a, b in _pieces(*axis.valid, step))
 
 
-def _tile_height(axis: Axis, line_entries: int, banks: int) -> int:
+def _tile_height(axis: Axis, line_entries: int, banks: int, most: int = limits.MAX_LINES) -> int:
     """Most output lines whose input fits; 0 if not even one does."""
-    lines = min(limits.MAX_LINES, banks * limits.ENTRIES_PER_BANK // line_entries)
+    lines = min(most, banks * limits.ENTRIES_PER_BANK // line_entries)
     low, high = axis.valid
     if min(axis.size, axis.window(low, high)[1]) <= lines:
         return high - low
@@ -174,7 +174,10 @@ def _spatial(
             continue
         slack = limits.SLACK_BANKS if widest == 1 and not problem.input.is_float else 0
         banks = limits.CBUF_BANKS - weight_banks - slack
-        height = _tile_height(vertical, ceil_div(pixel_bytes * widest, limits.ENTRY_BYTES), banks)
+        most = limits.MAX_IMAGE_PIXELS // widest if problem.packed else limits.MAX_LINES
+        height = _tile_height(
+            vertical, ceil_div(pixel_bytes * widest, limits.ENTRY_BYTES), banks, min(most, limits.MAX_LINES)
+        )
         if height > 0:
             yield _even(rows, height), width
 

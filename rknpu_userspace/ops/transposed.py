@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: MIT
+"""Transposed convolution: every input pixel adds a copy of the kernel to the output, ``stride`` apart.
+
+Two ways. The NPU can insert zeros between the pixels of the input (DECONV, RN encodings/conv-transpose.md): one
+convolution, for strides 1, 2, 4 and 8 and an input whose zero point is 0, as what it inserts is zero. Otherwise the
+output pixels are taken by their remainder modulo the stride: each such phase is an ordinary convolution with every
+stride-th tap of the kernel, and the host puts the phases together as it reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rknpu_userspace.backend import Context
+from rknpu_userspace.plan import limits
+from rknpu_userspace.plan.limits import check_range
+from rknpu_userspace.program import Program, Share, Spec, Unit
+
+from . import arguments
+from .conv2d import Conv2d
+from .reference import Pads, Pair, pads, pair
+
+Array = npt.NDArray[Any]
+
+
+class ConvTranspose2d:
+    """What to compile: ``weights`` [OC, KH, KW, C / groups] and the input's shape (N, H, W, C).
+
+    ``padding`` is what is cut off the edges (a number, (vertical, horizontal) or (top, left, bottom, right), less than
+    the kernel), ``output_padding`` what is added at bottom and right again (at most what was cut there, less than the
+    stride). OH = (H - 1) stride + KH - top - bottom + output_padding. int8, float16 or bfloat16; other options as for
+    ``Conv2d``. ``inserted`` is the convolution that does it in one piece, None where phases are needed.
+    """
+
+    def __init__(
+        self,
+        weights: Array,
+        in_shape: Sequence[int],
+        *,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        **options: Any,
+    ) -> None:
+        self._kernels = arguments.operand("weights", weights, (4,), options.get("format"))
+        self._options = options
+        self._stride = pair("stride", stride)
+        self._cut = pads(padding)
+        more = pair("output_padding", output_padding)
+        self.in_shape = tuple(int(size) for size in in_shape)
+        for name in ("dilation", "image", "insert"):
+            if name in options:
+                raise TypeError(f"a transposed convolution takes no {name}")
+        size = self._kernels.shape[1:3]
+        for axis, name in enumerate(("vertical", "horizontal")):
+            check_range(f"{name} stride", self._stride[axis], 1, limits.MAX_KERNEL, "the kernel's limit")
+            for side in (axis, axis + 2):
+                check_range(f"{name} padding", self._cut[side], 0, size[axis] - 1, "less than the kernel")
+            most = min(self._cut[axis + 2], self._stride[axis] - 1)
+            check_range(f"{name} output padding", more[axis], 0, most, "at most the padding, less than the stride")
+        if len(self.in_shape) != 4:
+            raise ValueError(f"the input shape must be (N, H, W, C), not {tuple(in_shape)}")
+        self._out = tuple(
+            (self.in_shape[1 + axis] - 1) * self._stride[axis]
+            + size[axis]
+            - self._cut[axis]
+            - self._cut[axis + 2]
+            + more[axis]
+            for axis in (0, 1)
+        )
+        if min(self._out) < 1:
+            raise ValueError(f"nothing is left of the output after cutting {self._cut}")
+        self.inserted = self._whole(more)
+        phases = [] if self.inserted is not None else [_phase(self, (y, x)) for y, x in _grid(self)]
+        self._phases = [phase for phase in phases if phase is not None]
+        self.form = (self.inserted or self._phases[0].operation).form
+        self.out = (self.inserted or self._phases[0].operation).out
+
+    def _whole(self, more: Pair) -> Conv2d | None:
+        """The convolution with inserted zeros, if the hardware can do it."""
+        if any(step not in limits.INSERTIONS for step in self._stride):
+            return None
+        if self._options.get("x_zero_point", 0) and self._stride != (1, 1):
+            return None
+        size = self._kernels.shape[1:3]
+        longer = [max(0, step - length) for step, length in zip(self._stride, size, strict=True)]
+        # every window has to see a pixel of the input, so short kernels get zeros, which come first once it is flipped
+        fill = self._options.get("w_zero_point", 0)
+        kernels = np.pad(self._kernels, ((0, 0), (0, longer[0]), (0, longer[1]), (0, 0)), constant_values=fill)
+        top, left, bottom, right = self._cut
+        edges = (
+            size[0] - 1 - top + longer[0],
+            size[1] - 1 - left + longer[1],
+            size[0] - 1 - bottom + more[0],
+            size[1] - 1 - right + more[1],
+        )
+        for axis in (0, 1):
+            most = limits.MAX_PAD_INSERTED if self._stride[axis] == 2 else limits.MAX_PAD
+            if max(edges[axis], edges[axis + 2]) > most:
+                return None
+        return Conv2d(kernels[:, ::-1, ::-1], self.in_shape, padding=edges, insert=self._stride, **self._options)
+
+    @property
+    def out_shape(self) -> tuple[int, ...]:
+        """(N, OH, OW, OC)."""
+        return (self.in_shape[0], *self._out, self._kernels.shape[0])
+
+    def compile(self, contexts: Sequence[Context]) -> Program:
+        """Pack the weights and make the program."""
+        if self.inserted is not None:
+            return self.inserted.compile(contexts)
+        shares: list[Share] = []
+        try:
+            for index, phase in enumerate(self._phases):
+                context = contexts[index % len(contexts)]
+                shares += [phase.share(share) for share in phase.operation.shares([context])]
+        except BaseException:
+            for share in shares:
+                share.unit.close()
+            raise
+        source = Spec(self.in_shape, self._phases[0].operation.in_dtype)
+        return Program(shares, [source], Spec(self.out_shape, arguments.dtype_of(self.out)))
+
+
+def _grid(operation: ConvTranspose2d) -> list[Pair]:
+    steps = operation._stride
+    return [(y, x) for y in range(steps[0]) for x in range(steps[1])]
+
+
+class _Phase:
+    """The output pixels whose place has one remainder modulo the stride, and the convolution that gives them."""
+
+    def __init__(self, operation: Conv2d, source: tuple[slice, slice], target: tuple[slice, slice]) -> None:
+        self.operation = operation
+        self._source, self._target = source, target
+
+    def share(self, share: Share) -> Share:
+        """A share of the convolution as one of the whole."""
+
+        def cut(x: Array) -> tuple[Array, ...]:
+            return share.source(x[:, self._source[0], self._source[1]])
+
+        return Share(_Apart(share.unit, share.target, self.operation), cut, self._into)
+
+    def _into(self, y: Array) -> Array:
+        return y[:, self._target[0], self._target[1]]
+
+
+class _Apart:
+    """A unit whose results go to pixels that do not lie next to each other."""
+
+    def __init__(self, unit: Unit, part: Callable[[Array], Array], operation: Conv2d) -> None:
+        self._unit = unit
+        self._part = part
+        self._result = np.empty(operation.out_shape, arguments.dtype_of(operation.out))
+        self.jobs, self.tasks = unit.jobs, unit.tasks
+        self.pack, self.start, self.wait, self.close = unit.pack, unit.start, unit.wait, unit.close
+        self.commands = unit.commands
+
+    @property
+    def dma_bytes(self) -> int:
+        """Bytes that the NPU moves."""
+        return self._unit.dma_bytes
+
+    def unpack(self, images: Array) -> None:
+        """Read the results."""
+        mine = self._part(self._result)
+        self._unit.unpack(mine)
+        self._part(images)[...] = mine
+
+
+def _axis(
+    size: int, out: int, kernel: int, stride: int, cut: int, rest: int
+) -> tuple[int, int, int, Pair, slice] | None:
+    """(first output, taps, padding before, input range, rest of padding) of a phase along one axis."""
+    first = (rest - cut) % stride
+    if first >= out:
+        return None
+    start = (first + cut) // stride
+    end = (out - 1 - first) // stride + start
+    taps = max(1, -(-(kernel - rest) // stride))
+    low, high = start - (taps - 1), end + 1
+    return taps, max(0, -low), max(0, high - size), (max(0, low), min(size, high)), slice(first, None, stride)
+
+
+def _phase(operation: ConvTranspose2d, rest: Pair) -> _Phase | None:
+    """The phase of one remainder; None if the output is too small to have a pixel of it."""
+    kernels = operation._kernels
+    sides = []
+    for axis in (0, 1):
+        side = _axis(
+            operation.in_shape[1 + axis],
+            operation._out[axis],
+            kernels.shape[1 + axis],
+            operation._stride[axis],
+            operation._cut[axis],
+            rest[axis],
+        )
+        if side is None:
+            return None
+        sides.append(side)
+    (rows, top, bottom, lines, out_y), (columns, left, right, range_x, out_x) = sides
+    fill = operation._options.get("w_zero_point", 0)
+    chosen = np.full((kernels.shape[0], rows, columns, kernels.shape[3]), fill, kernels.dtype)
+    taps = kernels[:, rest[0] :: operation._stride[0], rest[1] :: operation._stride[1]]
+    chosen[:, : taps.shape[1], : taps.shape[2]] = taps
+    images, _, _, channels = operation.in_shape
+    shape = (images, lines[1] - lines[0], range_x[1] - range_x[0], channels)
+    padding: Pads = (top, left, bottom, right)
+    convolution = Conv2d(chosen[:, ::-1, ::-1], shape, padding=padding, **operation._options)
+    return _Phase(convolution, (slice(*lines), slice(*range_x)), (out_y, out_x))
