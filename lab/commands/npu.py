@@ -16,7 +16,9 @@ HELP = "the NPU or its model: what it is, what it computes, what it answers"
 VERBS = (
     "bench",
     "disasm",
+    "info",
     "probe",
+    "run",
 )
 """Modules of ``lab.npu``; what they need beyond the standard library is imported when they run."""
 

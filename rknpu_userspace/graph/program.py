@@ -205,9 +205,12 @@ def _cubes(placed: Sequence[Placed], inputs: Sequence[Tensor], uses: Uses) -> di
 
 
 class GraphProgram(Program):
-    """A compiled graph. Call it if it has one result, else ``run`` it; ``layers`` says what runs where."""
+    """A compiled graph. Call it if it has one result, else ``run`` it; ``layers`` says what runs where.
 
-    def __init__(self, graph: Graph, context: Context, host_only: bool = False) -> None:
+    Without a context everything runs on the host.
+    """
+
+    def __init__(self, graph: Graph, context: Context | None) -> None:
         if not graph.outputs:
             raise ValueError("the graph has no outputs")
         self._graph_inputs, self._graph_outputs = tuple(graph.inputs), tuple(graph.outputs)
@@ -216,7 +219,7 @@ class GraphProgram(Program):
         for node in nodes:
             for tensor in node.inputs:
                 uses.readers[tensor] = uses.readers.get(tensor, 0) + 1
-        parts = segments(place(nodes, host_only), graph.inputs)
+        parts = segments(place(nodes, context is None), graph.inputs)
         self._stages: list[Stage] = []
         try:
             for index, part in enumerate(parts):
@@ -308,8 +311,10 @@ def _wanted(part: Segment, later: Sequence[Segment], outputs: Sequence[Tensor]) 
     return [item.node.output for item in part.placed if item.node.output in read]
 
 
-def _stage(context: Context, part: Segment, wanted: Sequence[Tensor], uses: Uses) -> Stage:
-    return NpuStage(context, part.placed, wanted, uses) if part.on_npu else HostStage(part.placed)
+def _stage(context: Context | None, part: Segment, wanted: Sequence[Tensor], uses: Uses) -> Stage:
+    if context is None or not part.on_npu:
+        return HostStage(part.placed)
+    return NpuStage(context, part.placed, wanted, uses)
 
 
 def reference(graph: Graph, *operands: Array, host_only: bool = False) -> tuple[Array, ...]:

@@ -26,7 +26,7 @@ def compare(net: Network, outputs: list[int], path: Path, *, host: int = 0, npu:
     graph = tflite.load(path)
     with open_device("model") as device:
         for host_only in (True, False):
-            with GraphProgram(graph, device.contexts()[0], host_only) as program:
+            with GraphProgram(graph, None if host_only else device.contexts()[0]) as program:
                 most = host if host_only else npu or len(program.layers)
                 results = program.run(net.x)
                 for result, wanted in zip(results, expected, strict=True):
