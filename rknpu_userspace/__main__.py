@@ -11,6 +11,7 @@ from .console import quietly
 
 EXIT_USAGE = 2
 TOOLS = {
+    "info": ("info", "what NPU there is: driver, cores, IOMMUs, power, clocks, limits"),
     "disasm": ("isa.disasm", "what a command stream computes, block by block, and which rules it breaks"),
     "probe": ("probe.runner", "measure what is not known about the NPU, for the model to load"),
     "selftest": ("selftest", "compare the NPU with numpy"),

@@ -123,7 +123,7 @@ def explain_open(path: str, error: OSError, release: str | None = None) -> str:
 class Accel:
     """An open file of the driver: an address space of its own, and jobs that run on one core at a time.
 
-    ``ioctl`` and ``map_memory`` stand in for the system calls in tests of the encoding.
+    ``version`` is the driver's. ``ioctl`` and ``map_memory`` stand in for the system calls in tests of the encoding.
     """
 
     def __init__(
@@ -155,7 +155,8 @@ class Accel:
             self._ioctl(self._fd, VERSION, argument)
         except OSError as error:
             raise DeviceError(f"{self.path} is not a device of the rocket driver: {error.strerror}") from error
-        length = VERSION_FORMAT.unpack(bytes(argument))[3]
+        major, minor, patch, length = VERSION_FORMAT.unpack(bytes(argument))[:4]
+        self.version = f"{major}.{minor}.{patch}"
         driver = bytes(name[:length]).decode("ascii", "replace")
         if driver != DRIVER:
             raise DeviceError(f"{self.path} belongs to the driver {driver!r}, not to {DRIVER!r}: choose another node")

@@ -16,6 +16,7 @@ from pathlib import Path
 KMSG = Path("/dev/kmsg")
 _RECORD = re.compile(rb"^\d+,\d+,(?P<micro>\d+),[^;]*;(?P<text>.*)")
 _FAULT = re.compile(rb"fd(?:ab|ac|ad)[0-9a-f]{4}\.iommu.*Page fault at (?P<iova>0x[0-9a-f]+) of type (?P<kind>\w+)")
+_VERSION = re.compile(rb"NPU core (?P<core>\d+) version: (?P<version>\d+)")
 _SLACK = 0.05
 """Seconds by which the log's clock may differ from the monotonic one."""
 _RECORD_BYTES = 8192
@@ -49,6 +50,12 @@ def _records(path: Path) -> Iterator[bytes]:
             yield from record.splitlines()
     finally:
         os.close(fd)
+
+
+def core_versions(path: Path = KMSG) -> dict[int, int]:
+    """PC_VERSION of each core, as the driver printed it when it started (rocket_core.c); empty when not to be seen."""
+    matches = (_VERSION.search(record) for record in _records(path))
+    return {int(match["core"]): int(match["version"]) for match in matches if match is not None}
 
 
 def last_fault(since: float, path: Path = KMSG) -> Fault | None:

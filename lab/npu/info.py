@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""``npulab npu info``: what NPU there is, and in which state."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from lab.errors import ExitCode, KitError
+from lab.output import Output
+
+HELP = "say what NPU there is: driver, cores, IOMMUs, power, clocks, limits"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options."""
+    parser.add_argument("--device", default="/dev/accel/accel0", help='device node, or "model"')
+
+
+def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    """Show it; a device that can not be used is an error after what can be seen without it."""
+    from rknpu_userspace import info
+
+    found = info.gather(args.device)
+    for line in info.head_lines(found):
+        out.say(line)
+    if found.cores:
+        out.table("cores", list(info.COLUMNS), info.core_rows(found))
+    if found.problem:
+        raise KitError(ExitCode.NO_DEVICE, found.problem, found.hint)
+    for line in info.tail_lines(found):
+        out.say(line)
+    return found.document()
