@@ -31,6 +31,7 @@ COMMANDS = {
     "flash": "plan, run and roll back writes to a board, never without a verified backup",
     "npu": "the NPU or its model: what it is, what it computes, what it answers",
     "farm": "a farm of boards: start one, run jobs on it, see who has what",
+    "report": "show what a test run found, compare two runs, convert one for other tools",
     "bench": "measure the figures that the kit promises",
     "doctor": "check what this host has and say what is missing",
 }
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         document: dict[str, Any] = importlib.import_module(f"lab.commands.{args.noun}").run(args, out)
         document = {"ok": True, **document}
         out.document(document)
-        return int(ExitCode.OK if document["ok"] else ExitCode.FAILED)
+        return int(document.get("exit", ExitCode.OK if document["ok"] else ExitCode.FAILED))
     except KitError as error:
         return _fail(error, as_json)
     except KeyboardInterrupt:

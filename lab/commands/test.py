@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""``npulab test``: the suites, each by its own tool, with pytest's summaries and a table of them all at the end."""
+"""``npulab test``: the suites, each by its own tool, with pytest's summaries and a report of them all at the end."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from lab.assemble.artifacts import ArtifactSet
 from lab.commands.virt import add_board_options
 from lab.errors import ExitCode, KitError
 from lab.output import Output
+from lab.report import document as results_document
+from lab.report.run import PAGE, Run, command_line, end_static, finishing, write_static
 from lab.virt.guard import die_with
-from lab.virt.results import new_results_dir
-from lab.virt.select import find_artifacts, find_dtb
+from lab.virt.results import new_results_dir, results_root
+from lab.virt.select import DEFAULT_BOARD, find_artifacts, find_dtb
 from lab.virt.supervisor import PACKAGE_ROOT, python_environment
 
 HELP = "run the test suites"
@@ -37,6 +39,7 @@ STATIC = (
 """Static checks: name, module and arguments for ``python -m``."""
 TEST_SECONDS = {"unit": 300, "firmware": 300, "qtest": 120, "board": 600}
 """No single test of a suite takes longer than this on a busy machine; one that does hangs."""
+KEPT_RUNS = 20
 NO_TESTS = 5
 """pytest's exit code when nothing was selected."""
 
@@ -49,6 +52,7 @@ class SuiteResult:
     ok: bool
     tests: int
     failures: int
+    errors: int
     skipped: int
     seconds: float
     exit_code: int
@@ -66,13 +70,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-k", dest="keyword", metavar="EXPRESSION", help="only tests that match (pytest -k)")
     parser.add_argument("--board", default="virt", metavar="NAME", help="which of lab/labgrid/env (default virt)")
     parser.add_argument("--lg-env", type=Path, metavar="FILE", help="a labgrid environment of your own")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="where to put JUnit files and logs")
+    parser.add_argument("--test", action="append", default=[], metavar="ID", help="only this test (repeatable)")
+    parser.add_argument(
+        "--report", "--results", dest="results", type=Path, metavar="DIR", help="where to put the report and the logs"
+    )
+    parser.add_argument("--keep", type=int, default=KEPT_RUNS, metavar="N", help="runs to keep (default %(default)s)")
     add_board_options(parser)
 
 
 def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
-    """Run the suites one after the other, also after a failure."""
+    """Run the suites one after the other, also after a failure, and write the report."""
     suites, passed_on = _chosen(args.suites), list(args.rest)
+    if args.keep < 1:
+        raise KitError(ExitCode.USAGE, f"--keep {args.keep}: this run is one of those kept", "give 1 or more")
     if args.keyword:
         passed_on = ["-k", args.keyword, *passed_on]
     environment = _environment_file(args)
@@ -81,19 +91,51 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     virtual = "board" in suites and environment == ENVIRONMENTS / "virt.yaml"
     artifacts = find_artifacts(args.artifacts, args.kernel, out) if virtual or "qtest" in suites else None
     variables = _variables(args, artifacts, results)
+    tree = Path(variables.get("NPULAB_DTB", "")).name if virtual else ""
+    report = Run(results, command_line(), artifacts, str(environment.name) if "board" in suites else None, tree)
     rows: list[SuiteResult] = []
-    for suite in suites:
-        if suite == "static":
-            rows += [_static(name, command, as_json=args.json, out=out) for name, command in STATIC]
-            continue
-        more = ["--lg-env", str(environment), "--lg-log", str(results)] if suite == "board" else []
-        rows.append(_pytest(suite, [*more, *passed_on], results, variables, as_json=args.json, out=out))
+    with finishing(report):
+        for suite in suites:
+            if suite == "static":
+                rows += _statics(report, as_json=args.json, out=out)
+                continue
+            more = ["--lg-env", str(environment), "--lg-log", str(results)] if suite == "board" else []
+            words = _Words(args.test, [*more, *passed_on], _repeat(args, suite))
+            rows.append(_pytest(suite, words, report, variables, as_json=args.json, out=out))
     # a selection that leaves nothing of one suite is fine as long as it leaves something
-    selected = any(row.tests for row in rows if row.junit)
-    rows = [_settle(row, selected=bool(passed_on) and selected) for row in rows]
-    _show(rows, results, out)
+    selected = bool(passed_on or args.test) and any(row.tests for row in rows if row.junit)
+    rows = [_settle(row, report, selected=selected) for row in rows]
+    found = report.finish()
+    verdict, words_of_it = results_document.verdict(found)
+    _show(rows, results, f"{verdict}: {words_of_it}", out)
+    if not args.results:
+        results_document.prune(results_root(), args.keep)
     documents = [asdict(row) for row in rows]
-    return {"ok": all(row.ok for row in rows), "suites": documents, "results": str(results)}
+    ok = all(row.ok for row in rows)
+    code = ExitCode.INFRASTRUCTURE if verdict == "error" and not ok else ExitCode.OK if ok else ExitCode.FAILED
+    return {"ok": ok, "exit": int(code), "suites": documents, "results": str(results), "report": str(results / PAGE)}
+
+
+@dataclass(frozen=True)
+class _Words:
+    """What a suite's pytest is told: tests to run instead of all, options, and how one test is repeated."""
+
+    tests: Sequence[str]
+    options: Sequence[str]
+    repeat: str
+
+
+def _repeat(args: argparse.Namespace, suite: str) -> str:
+    """The command that repeats a test of this run; the test's id is appended."""
+    words = ["npulab", "test", suite]
+    if suite == "board":
+        words += ["--lg-env", str(args.lg_env)] if args.lg_env else []
+        words += ["--board", args.board] if args.board != "virt" else []
+    if suite in ("board", "qtest"):
+        words += ["--kernel", args.kernel] if args.kernel != "fast" else []
+        words += ["--dtb", str(args.dtb)] if args.dtb != DEFAULT_BOARD else []
+        words += ["--artifacts", str(args.artifacts)] if args.artifacts else []
+    return shlex.join([*words, "--test"])
 
 
 def _chosen(words: Sequence[str]) -> list[str]:
@@ -156,52 +198,71 @@ def _end(tool: subprocess.Popen[bytes]) -> None:
             return
 
 
+def _statics(report: Run, *, as_json: bool, out: Output) -> list[SuiteResult]:
+    """The static checks, each a row and a test of its own in the results."""
+    rows = []
+    begin = time.monotonic()
+    (report.results / "tests-static.jsonl").write_text("")
+    for name, command in STATIC:
+        row = _static(name, command, as_json=as_json, out=out)
+        write_static(report.results, name, row.ok, row.seconds, shlex.join(["python", "-m", *command]))
+        rows.append(row)
+    end_static(report.results)
+    worst = max(row.exit_code for row in rows)
+    report.row("static", seconds=time.monotonic() - begin, exit_code=worst)
+    return rows
+
+
 def _static(name: str, command: Sequence[str], *, as_json: bool, out: Output) -> SuiteResult:
     out.note(f"--- {name}")
     started = time.monotonic()
     code = _run(command, {}, as_json=as_json)
-    return SuiteResult(name, code == 0, 1, int(code != 0), 0, round(time.monotonic() - started, 1), code)
+    return SuiteResult(name, code == 0, 1, int(code != 0), 0, 0, round(time.monotonic() - started, 1), code)
 
 
 def _pytest(
-    suite: str, options: Sequence[str], results: Path, variables: Mapping[str, str], *, as_json: bool, out: Output
+    suite: str, words: _Words, report: Run, variables: Mapping[str, str], *, as_json: bool, out: Output
 ) -> SuiteResult:
     folder = PACKAGE_ROOT / "tests" / suite
     if not folder.is_dir():
         raise KitError(ExitCode.USAGE, f"{folder} is not there", "run npulab from a checkout of its repository")
     out.note(f"--- pytest tests/{suite}")
-    junit = results / f"junit-{suite}.xml"
-    command = ["pytest", str(folder.relative_to(PACKAGE_ROOT)), "--junitxml", str(junit)]
-    command += ["-o", f"junit_suite_name={suite}", "--timeout", str(TEST_SECONDS[suite])]
+    ours = [test for test in words.tests if test.startswith(f"tests/{suite}/")]
+    targets = ours if words.tests else [str(folder.relative_to(PACKAGE_ROOT))]
+    command = ["pytest", "-p", "lab.report.plugin", *targets, "--timeout", str(TEST_SECONDS[suite])]
+    command += ["--npulab-results", str(report.results), "--npulab-suite", suite, "--npulab-repeat", words.repeat]
     started = time.monotonic()
-    code = _run([*command, *options], variables, as_json=as_json)
-    tests, failures, skipped = _counts(junit)
+    code = _run([*command, *words.options], variables, as_json=as_json) if targets else NO_TESTS
     seconds = round(time.monotonic() - started, 1)
-    return SuiteResult(suite, code == 0, tests, failures, skipped, seconds, code, str(junit))
+    row = report.row(suite, seconds=seconds, exit_code=code)
+    found = row["counts"]
+    junit = str(report.results / f"junit-{suite}.xml")
+    skipped = found["skipped"] + found["xfailed"]
+    return SuiteResult(
+        suite, row["ok"], sum(found.values()), found["failed"], found["error"], skipped, seconds, code, junit
+    )
 
 
-def _counts(junit: Path) -> tuple[int, int, int]:
-    """Tests, failures and errors, and skips of a JUnit file; zeros when pytest did not get as far as writing it."""
-    if not junit.is_file():
-        return 0, 0, 0
-    suites = list(ElementTree.parse(junit).getroot().iter("testsuite"))
-
-    def total(name: str) -> int:
-        return sum(int(suite.get(name, 0)) for suite in suites)
-
-    return total("tests"), total("failures") + total("errors"), total("skipped")
+def _settle(row: SuiteResult, report: Run, *, selected: bool) -> SuiteResult:
+    """A suite of which the selection has left nothing is fine."""
+    if row.exit_code != NO_TESTS or not selected:
+        return row
+    report.suites = [suite for suite in report.suites if suite["name"] != row.name]
+    return replace(row, ok=True)
 
 
-def _settle(row: SuiteResult, *, selected: bool) -> SuiteResult:
-    if row.exit_code == NO_TESTS and selected:
-        return SuiteResult(**{**asdict(row), "ok": True})
-    return row
-
-
-def _show(rows: Sequence[SuiteResult], results: Path, out: Output) -> None:
+def _show(rows: Sequence[SuiteResult], results: Path, verdict: str, out: Output) -> None:
+    columns = ["suite", "result", "tests", "failed", "errors", "skipped", "seconds"]
     table = [
-        [row.name, "passed" if row.ok else "FAILED", row.tests, row.failures, row.skipped, f"{row.seconds:.0f}"]
-        for row in rows
+        [row.name, _word(row), row.tests, row.failures, row.errors, row.skipped, f"{row.seconds:.0f}"] for row in rows
     ]
-    out.table("suites", ["suite", "result", "tests", "failed", "skipped", "seconds"], table)
-    out.say(f"JUnit files and logs: {results}")
+    out.table("suites", columns, table)
+    out.say(verdict)
+    out.say(f"report: {results / PAGE}")
+    out.say(f"results, JUnit files and logs: {results}")
+
+
+def _word(row: SuiteResult) -> str:
+    if row.ok:
+        return "passed"
+    return "ERROR" if row.errors and not row.failures else "FAILED"

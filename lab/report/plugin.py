@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
+from _pytest import runner
 
+from lab.errors import KitError
 from lab.report.kmsg import KernelLog
 from lab.report.record import Recorder
 from lab.report.session import RECORDER, SESSION, Session
@@ -28,6 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("npulab", "results for npulab report")
     group.addoption("--npulab-results", type=Path, metavar="DIR", help="write tests-SUITE.jsonl there")
     group.addoption("--npulab-suite", default="board", metavar="NAME", help="the suite's name in the results")
+    group.addoption(
+        "--npulab-expectations", type=Path, metavar="FILE", help="a file instead of lab/boards/expectations/BOARD.yaml"
+    )
     group.addoption("--npulab-repeat", default="", metavar="COMMAND", help="how to repeat a test; its id is appended")
 
 
@@ -35,6 +40,40 @@ def pytest_configure(config: pytest.Config) -> None:
     """Markers and state."""
     config.addinivalue_line("markers", "expect_kernel(regex): a kernel message that this test means to cause")
     config.stash[SESSION] = Session(config)
+    config.pluginmanager.register(_Flakes(), "npulab-flakes")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Expectations that cannot be right stop the run before it begins."""
+    try:
+        config.stash[SESSION].check_expectations(items, config.args)
+    except KitError as error:
+        raise pytest.UsageError(f"{error.message}\n{error.hint}") from None
+
+
+class _Flakes:
+    """Runs a test that is known as flaky again when it fails."""
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+        """The last attempt's reports are the test's."""
+        session = item.config.stash[SESSION]
+        if not session.may_be_flaky(item.nodeid):
+            return None
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        while True:
+            # as if a test of the same module came next: only the test's own fixtures end
+            reports = runner.runtestprotocol(item, nextitem=cast(pytest.Item, item.parent), log=False)
+            if not session.flaky(item):
+                break
+            session.again(item)
+            cast(pytest.Function, item)._initrequest()
+        for report in reports:
+            item.ihook.pytest_runtest_logreport(report=report)
+        runner.call_and_report(item, "teardown", nextitem=nextitem)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

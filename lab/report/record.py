@@ -51,6 +51,11 @@ class Recorder:
         self.measurements: list[Measurement] = []
         self.numerics: list[Numerics] = []
 
+    def clear(self) -> None:
+        """Forget it: the test is run once more."""
+        self.measurements.clear()
+        self.numerics.clear()
+
     def measure(self, name: str, value: float, unit: str, **labels: Label) -> None:
         """Record a measured value; ``unit`` as it is printed (``GOP/s``, ``jobs/s``, ``ms``)."""
         self.measurements.append(Measurement(name, number(value, name), unit, dict(labels)))

@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from lab.errors import ExitCode, KitError, from_os_error
-from lab.report.kmsg import Journal, KernelLog, Record, Slice
+from lab.report import expectations
+from lab.report.expectations import Expectation
+from lab.report.facts import read_facts, read_state
+from lab.report.kmsg import Journal, KernelLog, Record
 from lab.report.record import Recorder
 from lab.report.trouble import BROKEN, ConsoleWatch, hang, infrastructure
 
@@ -37,6 +40,8 @@ class Attempt:
     silent: str = ""
     log: KernelLog | None = None
     leftover: list[Record] = field(default_factory=list)
+    expectation: Expectation | None = None
+    number: int = 1
 
 
 ATTEMPT: pytest.StashKey[Attempt] = pytest.StashKey()
@@ -67,8 +72,11 @@ class Session:
         self._strategy: Any = None
         self._previous = "the board's start"
         self._sink: Path | None = None
-        self.boot: Slice | None = None
+        self.facts: dict[str, Any] = {}
+        self._chosen: Path | None = config.getoption("--npulab-expectations")
+        self._known: list[Expectation] = []
         results: Path | None = config.getoption("--npulab-results")
+        self._flaky: list[Expectation] = []
         self._watch = ConsoleWatch(results)
         if results is not None:
             self._sink = results / f"tests-{self.suite}.jsonl"
@@ -92,7 +100,21 @@ class Session:
         """Watch this board from now on."""
         self._board, self._strategy = board, strategy
         self._journal = Journal(board)
-        self.boot = self._journal.cut("beginning of a test run")
+        boot = self._journal.cut("beginning of a test run")
+        environment = getattr(getattr(strategy, "target", None), "env", None)
+        features = environment.get_features() | environment.get_target_features() if environment else set()
+        state = getattr(getattr(strategy, "status", None), "name", "")
+        self.facts = read_facts(board, boot.records, fast=state == "ssh", virtual="virtual" in features)
+        self.facts["board"] |= {"features": sorted(features), "place": _place(strategy)}
+        seconds = getattr(strategy, "boot_seconds", None)
+        self.facts["boot"] = {
+            "seconds": None if seconds is None else round(seconds, 2),
+            "bad": [str(record) for record in boot.records if record.bad],
+        }
+        self.write({"kind": "facts", **self.facts})
+        if self._chosen is None:
+            name = self.facts["board"]["name"]
+            self._known = expectations.load(name) if name in expectations.names() else []
 
     def log(self, item: pytest.Item) -> KernelLog | None:
         """The test's part of the kernel's log."""
@@ -102,11 +124,47 @@ class Session:
     def _attempt(self, item: pytest.Item) -> Attempt:
         return item.stash.setdefault(ATTEMPT, Attempt(now()))
 
+    # expectations
+    def check_expectations(self, items: list[pytest.Item], args: list[str]) -> None:
+        """All expectation files have to be right and to speak of tests that there are."""
+        found = [entry for name in expectations.names() for entry in expectations.load(name)]
+        if self._chosen is not None:
+            self._known = expectations.read(self._chosen)
+            found += self._known
+        tests = [item.nodeid for item in items]
+        whole = not any("::" in word for word in args)
+        expectations.check_ids(found, tests, {test.partition("::")[0] for test in tests} if whole else ())
+        self._flaky = [entry for entry in found if entry.expect == "flaky"]
+
+    def may_be_flaky(self, test: str) -> bool:
+        """Whether any board's file says so."""
+        return any(entry.is_for(test) for entry in self._flaky)
+
+    def flaky(self, item: pytest.Item) -> bool:
+        """Whether the test may be run once more after the failure it has had."""
+        attempt = self._attempt(item)
+        entry = attempt.expectation
+        return (
+            attempt.outcome == "failed"
+            and entry is not None
+            and entry.expect == "flaky"
+            and attempt.number < entry.attempts
+        )
+
+    def again(self, item: pytest.Item) -> None:
+        """Forget what the last attempt has left."""
+        before = self._attempt(item)
+        item.stash[ATTEMPT] = Attempt(before.started, number=before.number + 1, seconds=before.seconds)
+        item.stash.setdefault(RECORDER, Recorder()).clear()
+
     def begin(self, item: pytest.Item) -> None:
         """Mark the test's begin in the kernel's log, once; what came since the last test has ended fails this one."""
         attempt = self._attempt(item)
         if self._journal is None or attempt.log is not None or any(item.iter_markers("skip")):
             return
+        attempt.expectation = expectations.select(self._known, item.nodeid, self.facts["kernel"]["release"])
+        if attempt.expectation is not None and attempt.expectation.expect == "skip":
+            pytest.skip(attempt.expectation.reason)
         self._watch.start()
         between = KernelLog(self._journal, self._previous)
         between.refresh(f"begin {item.nodeid}")
@@ -161,6 +219,11 @@ class Session:
             attempt.outcome = "xfailed" if hasattr(report, "wasxfail") else "skipped"
             reason = getattr(report, "wasxfail", "") or _skip_reason(report)
             attempt.phase, attempt.message = report.when or "", reason
+        elif report.when == "call" and report.passed and _expects_failure(attempt):
+            assert attempt.expectation is not None
+            message = f"unexpected pass: take it out of {attempt.expectation.file} ({attempt.expectation.reason})"
+            report.outcome, report.longrepr = "failed", message
+            self._note(attempt, report, "failed", message)
 
     def _failed(self, attempt: Attempt, info: pytest.ExceptionInfo[BaseException], report: pytest.TestReport) -> None:
         error = info.value
@@ -177,6 +240,12 @@ class Session:
         if detail != report.longreprtext:
             report.sections.append(("the board", detail.split("\n\n")[0]))
         outcome = "error" if trouble else "failed"
+        if outcome == "failed" and _expects_failure(attempt) and attempt.outcome == "passed":
+            assert attempt.expectation is not None
+            report.outcome, report.wasxfail = "skipped", attempt.expectation.reason
+            attempt.outcome, attempt.phase, attempt.message = "xfailed", report.when or "", _first_line(error)
+            attempt.detail = shorten(detail)
+            return
         self._note(attempt, report, outcome, _first_line(error), detail)
 
     def _note(self, attempt: Attempt, report: pytest.TestReport, outcome: str, message: str, detail: str = "") -> None:
@@ -190,11 +259,15 @@ class Session:
         """Write the test's line."""
         attempt = self._attempt(item)
         recorder = item.stash.get(RECORDER, Recorder())
+        expectation = attempt.expectation
+        flaky = attempt.number > 1 and attempt.outcome == "passed"
         self.write(
             {
                 "kind": "test",
                 "id": item.nodeid,
-                "outcome": attempt.outcome,
+                "outcome": "flaky" if flaky else attempt.outcome,
+                "attempts": attempt.number,
+                "expectation": expectation.brief() if expectation else None,
                 "phase": attempt.phase,
                 "message": attempt.message,
                 "detail": attempt.detail,
@@ -220,11 +293,22 @@ class Session:
                 last = KernelLog(self._journal, self._previous)
                 last.refresh("end of a test run")
                 trailing = last.problems()
+                self.write({"kind": "state", **read_state(self._board)})
             except Exception as error:  # noqa: BLE001 - reported below, whatever the transport calls it
                 trailing = [f"the board does not answer at the end of the run: {error}"]
         if trailing and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         self.write({"kind": "end", "time": now(), "exit": int(session.exitstatus), "trailing": trailing})
+
+
+def _place(strategy: Any) -> str:
+    """The labgrid place that the board was acquired at, or nothing when it is local."""
+    resources = getattr(getattr(strategy, "target", None), "resources", [])
+    return next((str(resource.name) for resource in resources if type(resource).__name__ == "RemotePlace"), "")
+
+
+def _expects_failure(attempt: Attempt) -> bool:
+    return attempt.expectation is not None and attempt.expectation.expect == "fail"
 
 
 def _skip_reason(report: pytest.TestReport) -> str:
