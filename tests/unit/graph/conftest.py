@@ -11,7 +11,8 @@ import pytest
 
 from rknpu_userspace.device import Device, open_device
 
-sys.path.insert(0, str(Path(__file__).parent))
+# the networks are shared with the board suite
+sys.path.insert(0, str(Path(__file__).parents[2] / "board"))
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from networks import Builder
+from graph_networks import Builder, mobilenet_v1
 
 from rknpu_userspace.device import Device
 from rknpu_userspace.graph import Graph, GraphProgram, reference
@@ -39,6 +39,19 @@ def test_inverted_residual(npu: Device) -> None:
     net.graph.output(net.graph.add(y, net.input, scale=0.03, zero_point=-7))
     program = run(npu, net)
     assert program.submissions == program.jobs == 1
+
+
+def test_mobilenet_v1(npu: Device) -> None:
+    """The whole network at 224x224 is one submission of one job."""
+    net = mobilenet_v1(3)
+    wanted = net.value(net.graph.outputs[0])
+    assert len(np.unique(wanted)) > 100
+    with npu.compile(net.graph) as program:
+        assert isinstance(program, GraphProgram)
+        assert all(layer.unit == "npu" for layer in program.layers)
+        assert (program.submissions, program.jobs) == (1, 1)
+        assert program.macs == 568_740_352 + 7 * 7 * 1024 + 1024  # the published 569 M, the average, one class more
+        assert np.array_equal(program(net.x), wanted)
 
 
 def test_relu6_has_an_upper_bound(npu: Device) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Chains of layers on the model, up to MobileNetV1, bit for bit."""
+"""Chains of layers on the model, bit for bit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from rknpu_userspace.device import Device
 from rknpu_userspace.ops import reference
 from rknpu_userspace.ops.chain import Chain
 from rknpu_userspace.ops.conv2d import Conv2d
-from rknpu_userspace.ops.pool import average_pool
 from rknpu_userspace.quant import derive, requantize
 
 ZERO = -3
@@ -40,12 +39,6 @@ class Network:
         self.layers.append(Conv2d(weights, self.y.shape, bias=bias, scale=scale, out_zero_point=ZERO, **options))
         self.y = requantize(sums, derive(scale, ZERO))
 
-    def average(self, kernel: int) -> None:
-        """Average over the whole image."""
-        self.layers.append(average_pool("int8", self.y.shape, kernel, x_zero_point=ZERO, out_zero_point=ZERO))
-        sums = (self.y.astype(np.int32) - ZERO).sum(axis=(1, 2), keepdims=True)
-        self.y = requantize(sums, derive(1 / kernel**2, ZERO))
-
 
 def test_mixed_layers(npu: Device) -> None:
     """Channels that are not whole atoms, depthwise, strides that leave lines over."""
@@ -60,23 +53,6 @@ def test_mixed_layers(npu: Device) -> None:
         assert np.array_equal(program(net.x), net.y)
         other = program(net.x[:, ::-1])
         assert not np.array_equal(other, net.y)
-        assert np.array_equal(program(net.x), net.y)
-
-
-def test_mobilenet_v1(npu: Device) -> None:
-    """All 27 convolutions of MobileNetV1 at 224x224, average pooling and classifier, with weights from a seed."""
-    net = Network((1, 224, 224, 3), 2)
-    net.conv(32, 3, stride=2)
-    widths = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
-    for outputs, stride in widths:
-        net.conv(net.y.shape[3], 3, stride=stride, depthwise=True)
-        net.conv(outputs, 1)
-    assert net.y.shape == (1, 7, 7, 1024)
-    net.average(7)
-    net.conv(1001, 1)
-    assert len(net.layers) == 29
-    assert len(np.unique(net.y)) > 50
-    with npu.compile(Chain(net.layers)) as program:
         assert np.array_equal(program(net.x), net.y)
 
 
