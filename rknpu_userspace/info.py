@@ -134,9 +134,9 @@ def _iommu_of(device: Path) -> Path | None:
     """The platform device of a core's IOMMU: ``iommu`` leads to the class device below it."""
     with contextlib.suppress(OSError):
         place = (device / "iommu").resolve(strict=True)
-        for parent in (place, *place.parents):
-            if parent.name.endswith(".iommu") and (parent / "power").is_dir():
-                return parent
+        named = [parent for parent in (place, *place.parents) if parent.name.endswith(".iommu")]
+        if named:  # the class device has the name of the platform device that it lies in
+            return named[-1]
     suppliers = sorted(device.glob("supplier:platform:*.iommu"))
     if suppliers:
         mmu = device.parent / suppliers[0].name.split(":")[-1]

@@ -92,12 +92,24 @@ class Rig:
 
         A job that does not finish is an answer, not an error; only one that never ran raises JobError.
         """
-        commands = self.put(np.concatenate([_padded(task) for task in tasks]))
-        places, at = [], commands.iova
-        for task in tasks:
-            places.append((at, len(task)))
-            at += _padded(task).nbytes
-        submission = self._context.prepare([Job(tuple(places), last, label)], [commands, *inputs], [], out)
+        return self.run_jobs([(tasks, last)], out, inputs, label)
+
+    def run_jobs(
+        self, jobs: Sequence[tuple[Sequence[Words], int]], out: Buffer, inputs: Sequence[Buffer], label: str
+    ) -> Run:
+        """Run jobs (tasks, last offset) that are queued together: the driver keeps them on one core, in order.
+
+        A job that fails does not keep the others from running; which ones did, their output says.
+        """
+        commands = self.put(np.concatenate([_padded(task) for tasks, _ in jobs for task in tasks]))
+        prepared, at = [], commands.iova
+        for tasks, last in jobs:
+            places = []
+            for task in tasks:
+                places.append((at, len(task)))
+                at += _padded(task).nbytes
+            prepared.append(Job(tuple(places), last, label))
+        submission = self._context.prepare(prepared, [commands, *inputs], [], out)
         submission.start()
         try:
             submission.wait(TIMEOUT)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from rknpu_userspace import layout, regcmd
+from rknpu_userspace.backend import Buffer
 from rknpu_userspace.formats import ATOM, INPUTS, OUTPUTS, InputFormat
 from rknpu_userspace.task import (
     DEPTHWISE,
@@ -47,6 +48,17 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Built:
+    """A task ready to run: its words, buffers, where it writes last, and the output's [y][x][channel]."""
+
+    words: Words
+    out: Buffer
+    last: int
+    inputs: tuple[Buffer, ...]
+    shape: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
 class Convolution:
     """A convolution. ``conv`` and ``dpu`` set attributes of the task's description, ``change`` edits words."""
 
@@ -72,6 +84,14 @@ class Convolution:
 
         ``features`` are bytes to use as they are instead of the cube of ``x``, which then only gives the size.
         """
+        task = self.build(rig, x, w, features)
+        run = rig.run([task.words], task.out, task.last, task.inputs, f"{self.form} probe")
+        flat = np.zeros((task.shape[0] * task.shape[1], task.shape[2]), OUTPUTS[self.out].dtype)
+        layout.unpack_cube(task.out.view, flat)
+        return Result(run, flat.reshape(task.shape))
+
+    def build(self, rig: Rig, x: Array, w: Array, features: Array | None = None) -> Built:
+        """The task in memory, see ``run``."""
         form, (height, width, real) = self.input, x.shape
         channels = self.channels or layout.align(real, form.depthwise_group if self.depthwise else form.atom_channels)
         cube = rig.put(cube_of(x, form, channels) if features is None else features)
@@ -104,10 +124,8 @@ class Convolution:
         dpu = replace(dpu, **self.dpu)  # type: ignore[arg-type]
         rdma = Rdma(mode=dpu.mode, widen_float16=int(self.form in _NARROW))
         words = self.change(regcmd.encode(TaskConfig(conv, dpu, rdma)))
-        run = rig.run([words], out, (surfaces * pixels - 1) * ATOM, [cube, weights], f"{self.form} probe")
-        flat = np.zeros((pixels, outputs), kind.dtype)
-        layout.unpack_cube(out.view, flat)
-        return Result(run, flat.reshape(out_height, out_width, outputs))
+        last = (surfaces * pixels - 1) * ATOM
+        return Built(words, out, last, (cube, weights), (out_height, out_width, outputs))
 
     def _conv(self, x: Array, channels: int, kernels: int, outputs: int) -> Conv:
         form, (height, width, real) = self.input, x.shape

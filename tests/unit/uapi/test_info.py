@@ -34,7 +34,8 @@ def board(root: Path, *, driver: bool = True) -> Path:
         group.mkdir(parents=True)
         (group / "type").write_text("DMA\n")
         (device / "iommu_group").symlink_to(group)
-        (iommu / "iommu" / f"{mmu}.iommu").mkdir(parents=True)
+        (iommu / "iommu" / f"{mmu}.iommu" / "power").mkdir(parents=True)
+        (iommu / "iommu" / f"{mmu}.iommu" / "power/runtime_status").write_text("unsupported\n")
         (device / "iommu").symlink_to(iommu / "iommu" / f"{mmu}.iommu")
         if driver:
             for folder, name in ((device, "rocket"), (iommu, "rk_iommu")):
