@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from .device import Device, open_device
     from .device import open_device as open
     from .errors import DeviceError, JobError, NpuError
+    from .graph.graph import Graph
+    from .graph.program import GraphProgram
     from .ops.activation import Activation
     from .ops.chain import Chain
     from .ops.conv2d import Conv2d
@@ -35,6 +37,8 @@ _HOMES = {
     "Conv2d": "ops.conv2d",
     "Device": "device",
     "DeviceError": "errors",
+    "Graph": "graph.graph",
+    "GraphProgram": "graph.program",
     "Int16Matmul": "ops.int16",
     "JobError": "errors",
     "Matmul": "ops.matmul",
@@ -52,6 +56,8 @@ __all__ = [
     "Conv2d",
     "Device",
     "DeviceError",
+    "Graph",
+    "GraphProgram",
     "Int16Matmul",
     "JobError",
     "Matmul",

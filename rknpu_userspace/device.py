@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +17,19 @@ from .errors import DeviceError
 
 if TYPE_CHECKING:
     from .ops.elementwise import Scales
-    from .program import Program
 
 Array = npt.NDArray[Any]
 MAX_CORES = 3
 
 
-class Operation(Protocol):
-    """Something that can be compiled: ``ops.matmul.Matmul``, ``ops.conv2d.Conv2d`` ..."""
+Made_co = TypeVar("Made_co", covariant=True)
+Made = TypeVar("Made")
 
-    def compile(self, contexts: Sequence[Context]) -> Program:
+
+class Operation(Protocol[Made_co]):
+    """Something that can be compiled: ``ops.matmul.Matmul``, ``ops.conv2d.Conv2d``, ``graph.Graph`` ..."""
+
+    def compile(self, contexts: Sequence[Context]) -> Made_co:
         """Make it runnable on these contexts."""
         ...
 
@@ -64,7 +67,7 @@ class Device:
             raise ValueError(f"cores must be 1..{MAX_CORES}, not {count}")
         return [self._context(index) for index in range(count)]
 
-    def compile(self, operation: Operation, *, cores: int | None = None, core: int | None = None) -> Program:
+    def compile(self, operation: Operation[Made], *, cores: int | None = None, core: int | None = None) -> Made:
         """A program that can be run many times.
 
         It is split over ``cores`` cores, by default the device's. With ``core`` (0..2) it has that one for itself:

@@ -105,7 +105,7 @@ def test_memory_is_reused(npu: Device) -> None:
         y = net.conv(y, 32, 3)
     net.graph.output(y)
     with npu.compile(net.graph) as program:
-        (stage,) = program._stages  # type: ignore[attr-defined]
+        (stage,) = program._stages
         assert stage.schedule.arena_bytes <= 3 * 32 * 32 * 32
         assert stage.schedule.result_bytes == 6 * 32 * 32 * 32
 
@@ -197,7 +197,7 @@ def test_float16(npu: Device) -> None:
     graph.output(graph.average_pool(y, 10))
     (expected,) = reference(graph, x)
     with npu.compile(graph) as program:
-        assert all(layer.unit == "npu" for layer in program.layers)  # type: ignore[attr-defined]
+        assert all(layer.unit == "npu" for layer in program.layers)
         assert np.allclose(program(x), expected, rtol=2e-3, atol=2e-3)
 
 
