@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -285,7 +285,7 @@ class PRelu:
 
     def _flow(self) -> Flow:
         if self.form != "int8":
-            return Flow(self.form, self.form, bs=_from_memory(stage(self.form, times=1.0, prelu=True)))
+            return Flow(self.form, self.form, bs=stage(self.form, times=1.0, prelu=True, from_memory=True))
         scales = self.scales
         requant = derive(scales.x / scales.out / _GUARD, scales.out_zero_point)
         bs = Stage(
@@ -344,10 +344,6 @@ class PRelu:
             raise
         spec = Spec(self.shape, np.dtype(OUTPUTS[self.form].dtype))
         return Program(shares, [spec], spec)
-
-
-def _from_memory(settings: Stage) -> Stage:
-    return replace(settings, mul_from_memory=1, mul_operand=0)
 
 
 def _rows(channels: int, start: int, stop: int) -> Callable[[Array], tuple[Array, ...]]:

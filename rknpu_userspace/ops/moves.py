@@ -36,15 +36,20 @@ def stage(
     relu: bool = False,
     bound: float | None = None,
     prelu: bool = False,
+    from_memory: bool = False,
 ) -> Stage:
-    """Settings of BS or BN in a float task. BS adds before it multiplies, BN multiplies before it adds."""
+    """Settings of BS or BN in a float task. BS adds before it multiplies, BN multiplies before it adds.
+
+    With ``from_memory`` the multipliers are a vector over the channels, whatever ``times`` is.
+    """
     return Stage(
         bypass=0,
         alu_bypass=int(add is None),
         alu_algorithm=0 if add is None else ALU_ADD,
         alu_operand=0 if add is None else float_bits(add),
         mul_bypass=int(times is None),
-        mul_operand=0 if times is None else bits_of(times, form),
+        mul_from_memory=int(from_memory),
+        mul_operand=0 if times is None or from_memory else bits_of(times, form),
         prelu=int(prelu),
         relu_bypass=int(not relu),
         relux=int(bound is not None),

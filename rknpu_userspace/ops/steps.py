@@ -131,7 +131,8 @@ class ConvStep:
 
     def __init__(self, label: str, operation: Conv2d, source: Cube, target: Cube) -> None:
         self.label = label
-        self.reads, self.writes = (source,), target
+        self.reads: tuple[Cube, ...] = (source,)
+        self.writes = target
         self.plan = make_plan(operation.problem(), 1, whole_sums=True)
         self._stored = store(self.plan, operation.constants)
 

@@ -70,6 +70,9 @@ class Table:
 
     function: Callable[[Array], Array]
     reach: float
+    shifted: bool = False
+    """Whether all values are one ``unit`` too large, so that 0 can be told."""
+    unit = 2.0**-FRACTION_BITS
 
     def scale(self, form: str) -> float:
         """Index units per x: the closest number of the multiplier's format."""
@@ -79,7 +82,7 @@ class Table:
         """513 entries of the lower or upper half, minus the offset of one."""
         index = np.arange(ENTRIES) * (1 << STEP_BITS) - (0 if upper else LAST)
         values = self.function(index / self.scale(form))
-        units: npt.NDArray[np.int64] = np.rint(values * (1 << FRACTION_BITS)).astype(np.int64) - 1
+        units: npt.NDArray[np.int64] = np.rint(values * (1 << FRACTION_BITS)).astype(np.int64) - int(not self.shifted)
         return np.clip(units, 0, 32767)
 
     def flow(self, form: str = "float16", out: str | None = None) -> Flow:
@@ -138,6 +141,7 @@ TABLES = {
     "double_sigmoid": Table(lambda x: sigmoid(2 * x), 5.0),
     "normal": Table(phi, 5.0),
     "exp_part": Table(lambda x: np.minimum(np.exp(x / EXP_PARTS) / EXP_UNIT, 1), 16.0),
-    "exp_negative": Table(lambda x: np.exp(np.minimum(x, 0)), 16.0),
     "softplus_part": Table(lambda x: np.log1p(np.exp(-np.abs(x))), 10.0),
 }
+EXP_SHIFTED = Table(lambda x: np.exp(np.minimum(x, 0)), 16.0, shifted=True)
+"""exp(x) for x <= 0."""
