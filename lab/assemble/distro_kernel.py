@@ -87,7 +87,7 @@ def _plain_flavour(name: str) -> bool:
 def key(packages: Packages, source: Source) -> str:
     """Cache key: packages, driver source, patches, compiler."""
     hashes = [file.sha256 for file in packages.all]
-    return digest("distro kernel 1", hashes, source.key, patches_digest(), compiler(), recipe(Path(__file__)))
+    return digest("distro kernel 1", hashes, source.key, patches_digest(source), compiler(), recipe(Path(__file__)))
 
 
 def build(packages: Packages, source: Source, apt: Apt, cache: Cache, jobs: int, out: Output, log: Path) -> Path:

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,7 +119,7 @@ def key(source: Source, options: KernelOptions) -> str:
         recipe(Path(__file__)),
         options.base,
         source.key,
-        patches_digest(options.groups),
+        patches_digest(source, options.groups),
         [(path.name, file_digest(path)) for path in fragment_files(options)],
         tree_digest(DTS),
         compiler(),
@@ -151,6 +151,7 @@ def build(source: Source, options: KernelOptions, apt: Apt, cache: Cache, out: O
             linux_tree(source, cache, out, log, options.groups) as tree,
             workdir(tree, options, cache) as objects,
         ):
+            _seed(tree, objects, options, cache, log)
             builder = _Builder(tree, objects, options, apt, cache, out, log)
             builder.configure()
             builder.compile()
@@ -162,7 +163,32 @@ def build(source: Source, options: KernelOptions, apt: Apt, cache: Cache, out: O
 
 def workdir(tree: Path, options: KernelOptions, cache: Cache) -> AbstractContextManager[Path]:
     """The build tree of a source: it stays, and is locked while it is used."""
-    return cache.workdir("kernel-fast", digest(str(tree), options.build_tree))
+    return cache.workdir("kernel-fast", _workdir_path(tree, options, cache).name)
+
+
+def _workdir_path(tree: Path, options: KernelOptions, cache: Cache) -> Path:
+    return cache.root / "work" / "kernel-fast" / digest(str(tree), options.build_tree)
+
+
+def _seed(tree: Path, objects: Path, options: KernelOptions, cache: Cache, log: Path) -> None:
+    """A build tree that is empty starts as a copy of its sibling's, where only the driver is configured otherwise.
+
+    make then compiles what depends on that, some fifty files. The sibling is locked after us; it never does the same,
+    because its own tree is not empty.
+    """
+    sibling = replace(options, rocket_module=not options.rocket_module)
+    image = "arch/arm64/boot/Image"
+    if any(objects.iterdir()) or not (_workdir_path(tree, sibling, cache) / image).is_file():
+        return
+    with workdir(tree, sibling, cache) as other:
+        # complete or not at all: a file cut short would look up to date to make
+        partial = objects.with_name(f"{objects.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            run(["cp", "-a", "--reflink=auto", other, partial], stage="copying a build tree", log=log)
+            partial.rename(objects)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 class _Builder:

@@ -38,12 +38,16 @@ UNNEEDED = (
 
 @dataclass(frozen=True)
 class Source:
-    """A source: ``key`` names its contents, ``origin`` goes into the manifest, ``unpack`` fills a directory."""
+    """A source: ``key`` names its contents, ``origin`` goes into the manifest, ``unpack`` fills a directory.
+
+    ``base``: the kernel series, ``7.3``, where it is known before anything is unpacked.
+    """
 
     key: str
     origin: dict[str, Any]
     unpack: Callable[[Path], None] = field(repr=False)
     user_tree: Path | None = None
+    base: str | None = None
 
 
 def linux(spec: str | Path | None, cache: Cache, apt: Apt, out: Output, log: Path) -> Source:
@@ -56,7 +60,7 @@ def linux(spec: str | Path | None, cache: Cache, apt: Apt, out: Output, log: Pat
             (deb,) = apt.fetch([package], "Linux source", out)
             _unpack_pipe(_inner_tar(deb, package), target, "unpacking Linux", log, UNNEEDED)
 
-        return Source(digest("linux", package.sha256, UNNEEDED), origin, unpack)
+        return Source(digest("linux", package.sha256, UNNEEDED), origin, unpack, base=LINUX_BASE)
     return _named(spec, "Linux", ("Kconfig", "arch/arm64"), cache, out, log, UNNEEDED)
 
 
@@ -123,22 +127,40 @@ def linux_tree(
             yield tree
         return
 
+    yield _unpacked(source, cache, out, log, groups) / "linux"
+
+
+def _unpacked(source: Source, cache: Cache, out: Output, log: Path, groups: Sequence[str]) -> Path:
+    """The cache's entry of a source with these patches; all share the files that no patch touches."""
+
     def make(entry: Path) -> None:
-        with out.stage("unpack Linux"):
-            tree = entry / "linux"
-            tree.mkdir()
-            source.unpack(tree)
+        tree = entry / "linux"
+        if groups == patches.STOCK:
+            with out.stage("unpack Linux"):
+                tree.mkdir()
+                source.unpack(tree)
+                patches.apply(tree, version_of(tree), groups, out.note)
+            return
+        stock = _unpacked(source, cache, out, log, patches.STOCK) / "linux"
+        with out.stage("patch Linux"):
+            # patch writes a new file and renames it, so the stock tree keeps its own
+            run(["cp", "-al", stock, tree], stage="linking Linux", log=log)
             patches.apply(tree, version_of(tree), groups, out.note)
 
-    yield cache.entry("linux-source", digest(source.key, patches_digest(groups)), make) / "linux"
+    return cache.entry("linux-source", digest(source.key, patches_digest(source, groups)), make)
 
 
 # --- patches ---------------------------------------------------------------------------------------------------------
 
 
-def patches_digest(groups: Sequence[str] = patches.STOCK, base: str = LINUX_BASE) -> str:
-    """Key over the patches of these groups that a kernel of this base may get."""
-    return digest([(base, [(patch.path.name, file_digest(patch.path)) for patch in patches.selected(base, groups)])])
+def patches_digest(source: Source, groups: Sequence[str] = patches.STOCK) -> str:
+    """Key over the patches of these groups that the source may get: those of its series, or all."""
+    bases = [source.base] if source.base else sorted(path.parent.name for path in patches.FOLDER.glob("*/series"))
+    return digest([(base, [_hashed(patch) for patch in patches.selected(base, groups)]) for base in bases])
+
+
+def _hashed(patch: patches.Patch) -> tuple[str, str]:
+    return patch.path.name, file_digest(patch.path)
 
 
 def patches_manifest(version: str, groups: Sequence[str] = patches.STOCK) -> list[dict[str, str]]:

@@ -54,11 +54,11 @@ class Bench:
     def makefile(self, drop: str = "no such line", alias: str = "rockchip,rk3588-rknn-core") -> None:
         (self.tree / "Makefile").write_text(f"DROP = {drop}\nALIAS = {alias}\n{MAKEFILE}")
 
+    def source(self) -> sources.Source:
+        return sources.linux(self.tree, self.cache, cast(Apt, None), Output(quiet=True), self.log)
+
     def build(self) -> Path:
-        out = Output(quiet=True)
-        apt = cast(Apt, None)
-        source = sources.linux(self.tree, self.cache, apt, out, self.log)
-        return kernel.build(source, OPTIONS, apt, self.cache, out, self.log)
+        return kernel.build(self.source(), OPTIONS, cast(Apt, None), self.cache, Output(quiet=True), self.log)
 
     @property
     def entries(self) -> list[Path]:
@@ -107,6 +107,22 @@ def test_a_failed_compilation_shows_its_error_and_the_next_run_works(bench: Benc
     assert bench.entries == []
     (bench.tree / "broken").unlink()
     assert (bench.build() / "Image").read_text() == "image\n"
+
+
+def test_sibling_with_the_driver_otherwise_gives_its_objects(bench: Bench) -> None:
+    bench.build()
+    options = replace(OPTIONS, debug=False, rocket_module=True)
+    with sources.linux_tree(bench.source(), bench.cache, Output(quiet=True), bench.log) as tree:
+        with kernel.workdir(tree, OPTIONS, bench.cache) as first:
+            (first / "compiled.o").write_text("object")
+        with kernel.workdir(tree, options, bench.cache) as second:
+            kernel._seed(tree, second, options, bench.cache, bench.log)
+            assert (second / "compiled.o").read_text() == "object"
+            # only an empty tree is filled
+            (second / "compiled.o").write_text("newer")
+            kernel._seed(tree, second, options, bench.cache, bench.log)
+            assert (second / "compiled.o").read_text() == "newer"
+    assert not list((bench.cache.root / "work/kernel-fast").glob("*.partial"))
 
 
 def test_an_edit_is_another_kernel(bench: Bench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -106,3 +107,65 @@ def test_cut_off_tarball_leaves_nothing(tree: Path, tmp_path: Path) -> None:
     with pytest.raises(KitError, match="unpacking Linux"):
         _content(_linux(str(tarball), tmp_path), tmp_path)
     assert not list((tmp_path / "cache/linux-source").glob("*"))
+
+
+BOARD = """From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001
+From: Some Body <some@body.example>
+Date: Sat, 21 Nov 2026 05:00:00 +0000
+Subject: [PATCH] driver: {name}
+
+Signed-off-by: Some Body <some@body.example>
+---
+Upstream-Status: Pending
+Kit-Group: {group}
+Kit-Applies: 7.3 - 7.3
+Kit-Probe: driver.c: int {name};
+Kit-Reason: test
+
+diff --git a/driver.c b/driver.c
+--- a/driver.c
++++ b/driver.c
+@@ -1 +1,2 @@
+ int one;
++int {name};
+"""
+
+
+@pytest.fixture
+def series(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "kernel-patches/7.3"
+    folder.mkdir(parents=True)
+    (folder / "0001-fix.patch").write_text(BOARD.format(name="fixed", group="fix"))
+    (folder / "series").write_text("0001-fix.patch\n")
+    monkeypatch.setattr(sources.patches, "FOLDER", folder.parent)
+    for function in (sources.patches.selected, sources.patches.apply, sources.patches.folder_for):
+        defaults = tuple(folder.parent if isinstance(value, Path) else value for value in function.__defaults__ or ())
+        monkeypatch.setattr(function, "__defaults__", defaults)
+    return folder
+
+
+def test_patched_source_shares_what_no_patch_touches(tree: Path, tmp_path: Path, series: Path) -> None:
+    tarball = tmp_path / "linux-7.3.4.tar.gz"
+    subprocess.run(["tar", "-czf", tarball, "-C", tree.parent, tree.name], check=True)
+    cache, out, log = Cache(tmp_path / "cache"), Output(quiet=True), tmp_path / "log"
+    source = _linux(str(tarball), tmp_path)
+    with sources.linux_tree(source, cache, out, log, sources.patches.WITH_FIXES) as fixed:
+        assert (fixed / "driver.c").read_text() == "int one;\nint fixed;\n"
+    with sources.linux_tree(source, cache, out, log) as stock:
+        assert (stock / "driver.c").read_text() == "int one;\n", "the stock tree is not written to"
+        assert (stock / "Kconfig").samefile(fixed / "Kconfig")
+
+
+def test_patches_of_every_base_count_where_the_base_is_not_known(tree: Path, tmp_path: Path, series: Path) -> None:
+    source = _linux(tree, tmp_path)
+    before = sources.patches_digest(source, ("fix",))
+    older = series.parent / "6.18"
+    older.mkdir()
+    text = BOARD.format(name="older", group="fix").replace("7.3 - 7.3", "6.18 - 6.18")
+    (older / "0001-older.patch").write_text(text)
+    (older / "series").write_text("0001-older.patch\n")
+    assert sources.patches_digest(source, ("fix",)) != before
+    known = replace(source, base="7.3")
+    digest = sources.patches_digest(known, ("fix",))
+    (older / "0001-older.patch").write_text(text.replace("int older;", "int oldest;"))
+    assert sources.patches_digest(known, ("fix",)) == digest
