@@ -22,8 +22,9 @@ import numpy as np
 
 from .precision import Array
 
-_BLOCK_OUTPUTS = 1 << 14
-_BLOCK_COLUMNS = 256
+_BLOCK_OUTPUTS = 3 << 13
+_BLOCK_COLUMNS = 128
+"""Outputs that are summed at a time: their sums, in both widths, stay in a core's second-level cache."""
 _PARALLEL_MACS = 1 << 22
 
 Columns = tuple[slice, slice]
@@ -32,15 +33,18 @@ Columns = tuple[slice, slice]
 
 @lru_cache(maxsize=1)
 def _pool() -> tuple[int, ThreadPoolExecutor | None]:
-    """Worker threads: as many as BLAS is allowed, at most four."""
+    """Worker threads: as many as BLAS is allowed, at most four. A forked process makes its own."""
     allowed = os.environ.get("OPENBLAS_NUM_THREADS", "")
     count = int(allowed) if allowed.isdigit() and int(allowed) > 0 else os.cpu_count() or 1
     count = min(count, os.cpu_count() or 1, 4)
     return count, ThreadPoolExecutor(count, "npu-float") if count > 1 else None
 
 
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def _blocks(rows: int, columns: int) -> list[Columns]:
-    width = max(_BLOCK_COLUMNS, _BLOCK_OUTPUTS // rows)
+    width = max(1, _BLOCK_OUTPUTS // rows // _BLOCK_COLUMNS) * _BLOCK_COLUMNS
     height = max(8, _BLOCK_OUTPUTS // min(width, columns))
     return [
         (slice(m, min(m + height, rows)), slice(n, min(n + width, columns)))
@@ -57,14 +61,16 @@ def add_groups(total: Array, patches: Array, weights: Array, groups: Sequence[Co
 
     def block(where: Columns) -> None:
         rows, columns = where
-        target = total[rows, columns]
-        exact = np.empty(target.shape, np.float64)
-        rounded = np.empty(target.shape, np.float32)
+        kept = np.array(
+            total[rows, columns]
+        )  # its lines side by side: those of ``total`` fall into the same cache sets
+        exact = np.empty(kept.shape, np.float64)
         with np.errstate(all="ignore"):
             for left, right in groups:
                 np.matmul(patches[rows, left], weights[right, columns], out=exact)
-                np.copyto(rounded, exact, casting="same_kind")
-                np.add(target, rounded, out=target)
+                # rounds the sum of the group to float32, then adds in float32
+                np.add(kept, exact, out=kept, dtype=np.float32, casting="same_kind")
+        total[rows, columns] = kept
 
     blocks = _blocks(*total.shape)
     _, pool = _pool()
