@@ -63,4 +63,4 @@ def html(found: Comparison) -> str:
     """A page like a run's."""
     template = environment().get_template("compare.html.j2")
     style = (TEMPLATES / "report.css").read_text()
-    return template.render(c=found, kinds=KINDS, headline=headline(found), style=style)
+    return visible(template.render(c=found, kinds=KINDS, headline=headline(found), style=style))

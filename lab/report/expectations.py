@@ -120,7 +120,7 @@ def parse(text: str, where: str, board: str) -> list[Expectation]:
 
 
 def _entry(raw: dict[str, Any], board: str, where: str) -> Expectation:
-    fields = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
     return Expectation(**{**fields, "board": board, "file": where})
 
 

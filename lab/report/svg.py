@@ -81,15 +81,15 @@ class Series:
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers that cover a range; the range may be empty."""
+    """Round numbers that cover a range; one number when it is as good as empty."""
     span = high - low
-    if not span > 0 or not math.isfinite(span):
+    if not span > max(1e-9 * max(abs(low), abs(high)), 1e-100) or not math.isfinite(span):
         return [low]
     raw = span / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw * 0.999)
     first = math.floor(low / step)
-    return [round((first + number) * step, 12) for number in range(math.ceil(high / step) - first + 1)]
+    return [float(f"{(first + number) * step:.12g}") for number in range(math.ceil(high / step) - first + 1)]
 
 
 def _areas(width: float, height: float) -> tuple[float, float, float, float]:
