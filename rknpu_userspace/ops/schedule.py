@@ -61,7 +61,8 @@ def _bounds(tasks: Sequence[_Task], by_step: bool) -> list[tuple[int, int]]:
 class Schedule(BufferUnit):
     """Steps on one core, in order: the host writes ``inputs``, the NPU everything else, the host reads ``outputs``.
 
-    ``arena_bytes`` is the memory of all results, ``result_bytes`` what they would take without sharing.
+    ``arena_bytes`` is the memory of all results, ``result_bytes`` what they would take without sharing; ``offsets``
+    says where each cube lies in it. ``constants`` is the buffer of weights and command words.
     """
 
     def __init__(
@@ -74,10 +75,10 @@ class Schedule(BufferUnit):
         self._by_step: list[Submission] = []
         try:
             self._features = {cube: self._alloc(cube.nbytes) for cube in self.inputs}
-            self._offsets, self.arena_bytes, self.result_bytes = self._place()
+            self.offsets, self.arena_bytes, self.result_bytes = self._place()
             self._out = self._alloc(self.arena_bytes)
-            self._refs, self._constants = self._write()
-            jobs = self._jobs(_bounds(self._tasks, False))
+            self._refs, self.constants = self._write()
+            jobs = self.list_jobs()
             self.jobs, self.tasks = len(jobs), len(self._tasks)
             self._submission = self._prepare(jobs)
         except BaseException:
@@ -114,7 +115,7 @@ class Schedule(BufferUnit):
 
     def _address(self, cube: Cube) -> int:
         root = cube.root
-        base = self._features[root].iova if root in self._features else self._out.iova + self._offsets[root]
+        base = self._features[root].iova if root in self._features else self._out.iova + self.offsets[root]
         return base + cube.offset
 
     def _write(self) -> tuple[list[tuple[int, int]], Buffer]:
@@ -161,7 +162,7 @@ class Schedule(BufferUnit):
         for start, stop in bounds:
             first, last = self._tasks[start], self._tasks[stop - 1]
             step = self.steps[last.step]
-            place = self._offsets[step.writes.root] + step.writes.offset + step.last_atom(last.index)
+            place = self.offsets[step.writes.root] + step.writes.offset + step.last_atom(last.index)
             steps = f"step {first.step + 1}: {self.steps[first.step].label}"
             if last.step != first.step:
                 steps += f", to step {last.step + 1}: {step.label}"
@@ -169,8 +170,12 @@ class Schedule(BufferUnit):
             jobs.append(Job(tuple(self._refs[start:stop]), place, label))
         return jobs
 
+    def list_jobs(self) -> list[Job]:
+        """The jobs of a run."""
+        return self._jobs(_bounds(self._tasks, False))
+
     def _prepare(self, jobs: Sequence[Job]) -> Submission:
-        return self._context.prepare(jobs, [self._constants], list(self._features.values()), self._out)
+        return self._context.prepare(jobs, [self.constants], list(self._features.values()), self._out)
 
     def by_step(self) -> list[Submission]:
         """A submission for every step, to run and time them one after the other."""
@@ -193,11 +198,11 @@ class Schedule(BufferUnit):
     def result_view(self, index: int) -> npt.NDArray[np.uint8]:
         """The bytes from the start of an output on."""
         cube = self.outputs[index]
-        return self._out.view[self._offsets[cube.root] + cube.offset :]
+        return self._out.view[self.offsets[cube.root] + cube.offset :]
 
     def read(self, cube: Cube, out: Array) -> None:
         """Read a cube that is an output into a contiguous array."""
-        start = self._offsets[cube.root] + cube.offset
+        start = self.offsets[cube.root] + cube.offset
         layout.unpack_cube(self._out.view[start:], out.reshape(cube.pixels, cube.channels))
 
     def unpack(self, images: Array) -> None:
