@@ -79,16 +79,20 @@ class Matmul:
         """The convolution that computes it."""
         return Problem.matmul(self.form, self.out, self.rows, self.inner, self.outputs, self.native)
 
-    def compile(self, contexts: Sequence[Context]) -> Program:
-        """Pack ``b`` and make the program: [M, K] in, [M, N] out."""
+    def shares(self, contexts: Sequence[Context]) -> list[Share]:
+        """What each core does."""
         parts = split(self.problem(), 1, len(contexts))
         kernels = self.kernels[:, None, None, :]
         weights = Weights(kernels, self.bias, self.post, self.a_zero_point)
         label = f"matmul {self.form} {self.rows}x{self.inner} by {self.inner}x{self.outputs} to {self.out}"
         units = build(contexts, parts, weights, label)
-        shares = [Share(unit, _source(unit.part), _target(unit.part)) for unit in units]
+        return [Share(unit, _source(unit.part), _target(unit.part)) for unit in units]
+
+    def compile(self, contexts: Sequence[Context]) -> Program:
+        """Pack ``b`` and make the program: [M, K] in, [M, N] out."""
         source = Spec((self.rows, self.inner), np.dtype(INPUTS[self.form].dtype))
-        return Program(shares, [source], Spec((self.rows, self.outputs), arguments.dtype_of(self.out)))
+        result = Spec((self.rows, self.outputs), arguments.dtype_of(self.out))
+        return Program(self.shares(contexts), [source], result)
 
 
 def _source(part: Part) -> Any:

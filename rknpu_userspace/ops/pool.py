@@ -27,7 +27,7 @@ from rknpu_userspace.plan.limits import check_range
 from rknpu_userspace.program import Program, Share, Spec
 from rknpu_userspace.task import ALU_MAX, ALU_MIN, Elementwise
 
-from . import ppu
+from . import checks, ppu
 from .conv2d import Conv2d
 from .flying import Flow
 from .reference import Pads, Pair, pads, pair
@@ -67,9 +67,7 @@ class Pool2d:
         if engine not in ("dpu", "ppu"):
             raise ValueError(f"engine must be dpu or ppu, not {engine!r}")
         self.kind, self.form, self.engine = kind, form, engine
-        self.in_shape = tuple(int(size) for size in in_shape)
-        if len(self.in_shape) != 4 or min(self.in_shape) < 1:
-            raise ValueError(f"the input shape must be (N, H, W, C) without zeros, not {tuple(in_shape)}")
+        self.in_shape = checks.shape("the input shape", in_shape, "N H W C")
         self.kernel: Pair = pair("kernel", kernel)
         self.stride: Pair = self.kernel if stride is None else pair("stride", stride)
         self.padding: Pads = pads(padding)
@@ -226,9 +224,9 @@ def average_pool(
     x_zero_point: int = 0,
     out_zero_point: int = 0,
 ) -> Conv2d:
-    """The mean over windows, padding counted as zeros: int8 to int8, or float16 to float16.
+    """The mean over windows up to 31 x 31, padding counted as zeros: int8, float16 or bfloat16 to the same.
 
-    ``scale`` is input scale / output scale (int8). In float16 the weights are 1 / count rounded to float16.
+    ``scale`` is input scale / output scale (int8). In floats the weights are 1 / count rounded to the format.
     """
     size = pair("kernel", kernel)
     channels = int(in_shape[3])
@@ -249,10 +247,10 @@ def average_pool(
             x_zero_point=x_zero_point,
             out_zero_point=out_zero_point,
         )
-    if form != "float16":
-        raise TypeError(f"pooling takes {', '.join(FORMATS)}, not {form}")
-    weights = np.full(shape, 1 / count, np.float16)
-    return Conv2d(weights, in_shape, groups=channels, stride=step, padding=padding, out_dtype="float16")
+    if form not in ("float16", "bfloat16"):
+        raise TypeError(f"average pooling takes int8, float16, bfloat16, not {form}")
+    weights = np.full(shape, 1 / count, np.float32 if form == "bfloat16" else np.float16)
+    return Conv2d(weights, in_shape, groups=channels, stride=step, padding=padding, format=form, out_dtype=form)
 
 
 def reference(kind: str, x: Array, kernel: Pair, stride: Pair, padding: Pads) -> Array:
