@@ -347,7 +347,9 @@ def encode(task: TaskConfig, prologue: tuple[int, ...] = ()) -> npt.NDArray[np.u
     if task.dpu is not None:
         words += _DPU.encode(task.dpu)
         if task.rdma is not None:
-            words += _RDMA_SIZES.encode(task.dpu)
+            sizes = _RDMA_SIZES.encode(task.dpu)
+            sizes[_HEIGHT_LINE] |= _EW_LINE_NOTCH.encode(task.rdma.operand_line_notch) << 16
+            words += sizes
             words += _RDMA.encode(task.rdma)
     if task.pool is not None:
         words += _POOL_POINTERS
