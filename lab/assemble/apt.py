@@ -111,9 +111,9 @@ class Apt:
         return self._resolved(["install", "--no-install-recommends", *packages], architecture, out)
 
     def locate(self, packages: Sequence[str], architecture: str, out: Output) -> list[File]:
-        """The packages alone, in the order given."""
+        """The packages alone, in the order given; a name may have the suite behind it, ``name/trixie-backports``."""
         found = {file.package: file for file in self._resolved(["download", *packages], architecture, out)}
-        return [found[package] for package in packages]
+        return [found[package.split("/")[0]] for package in packages]
 
     def locate_source(self, package: str, out: Output) -> list[File]:
         """The parts of a source package of trixie."""

@@ -26,10 +26,6 @@ KIT_BOARDS = ("rk3588-rock-5-itx", "rk3588s-orangepi-5")
 
 EXTRA_FIXES = (
     (
-        "core table that does not shrink (max_cores)",
-        patches.Probe(f"{DRIVER}/rocket_device.c", re.compile("max_cores")),
-    ),
-    (
         "IOMMU: stale page fault acknowledged, operations per device",
         patches.Probe("drivers/iommu/rockchip-iommu.c", re.compile(r"iommu->rk_ops")),
     ),

@@ -55,8 +55,12 @@ def markdown(table: Table, consumers: Sequence[Consumer], command: str) -> str:
 
 
 def _origin(column: Column) -> str:
+    """Where a kernel came from, in words that mean something on another machine."""
     origin = column.origin
-    return f"{origin.get('kind', '')} {origin.get('name', origin.get('path', ''))} {origin.get('version', '')}".strip()
+    if origin.get("kind") == "tree":
+        what = f"commit {origin['commit']}" if "commit" in origin else f"contents {origin.get('contents', 'unknown')}"
+        return f"tree, {what}"
+    return f"{origin.get('kind', '')} {origin.get('name', '')} {origin.get('version', '')}".strip()
 
 
 def changes_markdown(changes: Sequence[Change], old: Column, new: Column) -> str:

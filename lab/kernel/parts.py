@@ -10,13 +10,14 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lab.cache import Cache, digest, file_digest
+from lab.cache import Cache, digest, file_digest, tree_digest
 from lab.errors import ExitCode, KitError
 from lab.output import Output
 from lab.process import require
@@ -106,12 +107,24 @@ def open_kernel(spec: str, cache: Cache, out: Output, *, mirror: str | None = No
     path = Path(spec).expanduser()
     if path.is_dir():
         version = version_of(path)
-        return Kernel(base_of(version), version, path.absolute(), {"kind": "tree", "path": str(path.absolute())})
+        return Kernel(base_of(version), version, path.absolute(), _tree_origin(path.absolute()))
     if spec.endswith(".deb"):
         return _package(path, cache, out)
     if VERSION.fullmatch(spec):
         return _debian(spec, cache, out, mirror)
     return _tarball(spec, cache, out)
+
+
+def _tree_origin(path: Path) -> dict[str, Any]:
+    """What a tree is: its commit, or without a history a key over what the audit reads of the NPU."""
+    origin = {"kind": "tree", "path": str(path)}
+    if (path / ".git").exists() and shutil.which("git"):
+        command = ["git", "-C", str(path), "rev-parse", "--short=12", "HEAD"]
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        if answer.returncode == 0:
+            return {**origin, "commit": answer.stdout.strip()}
+    trees = ("drivers/accel/rocket", "drivers/iommu", "drivers/pmdomain/rockchip", "arch/arm64/boot/dts/rockchip")
+    return {**origin, "contents": digest([tree_digest(path / name) for name in trees])}
 
 
 def _tarball(spec: str, cache: Cache, out: Output) -> Kernel:

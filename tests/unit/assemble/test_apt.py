@@ -60,6 +60,13 @@ def test_other_failures_stay_as_they_are(tmp_path: Path) -> None:
     assert explain(original, "x", Mirror("http://m", tmp_path)) is original
 
 
+def test_a_name_may_name_its_suite(apt: Apt, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [File(f"http://m/{name}_1_arm64.deb", f"{name}_1_arm64.deb", 1, HASH) for name in ("b", "a")]
+    monkeypatch.setattr(apt, "_resolved", lambda request, architecture, out: files)
+    found = apt.locate(["a/trixie-backports", "b"], "arm64", Output(quiet=True))
+    assert [file.package for file in found] == ["a", "b"]
+
+
 @needs_apt
 def test_no_network_is_one_line_and_leaves_no_lists(apt: Apt) -> None:
     with pytest.raises(KitError) as caught:

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from lab.audit import userspace
 from lab.audit.table import BAD, GOOD, INFO, Cell, Column, Fact, Table, changes
+from lab.cache import Cache
 from lab.cli import main
 from lab.errors import ExitCode, KitError
 from lab.kernel import parts
+from lab.output import Output
 
 HEADER = Path(__file__).with_name("header.h").read_text()
 BOARD = Path(__file__).parents[1] / "dtb/board.dts"
@@ -212,3 +215,20 @@ def test_delegate_with_and_without_rocket(tmp_path: Path) -> None:
     assert not userspace.from_file(path).rocket
     with pytest.raises(KitError, match="No such file"):
         userspace.from_file(tmp_path / "none.so")
+
+
+def test_column_of_a_tree_says_what_it_is_and_not_where(kernel: Path, tmp_path: Path) -> None:
+    page = tmp_path / "audit.md"
+    assert main(["audit", "--kernel", str(kernel), "--no-userspace", "--markdown", str(page)]) == 0
+    text = page.read_text()
+    before = parts.open_kernel(str(kernel), Cache(), Output(quiet=True)).origin
+    assert f"| 7.3.4 | tree, contents {before['contents']} |" in text
+    assert str(tmp_path) not in text
+    driver = kernel / "drivers/accel/rocket/rocket_job.c"
+    driver.write_text(driver.read_text() + "/* edited */\n")
+    assert parts.open_kernel(str(kernel), Cache(), Output(quiet=True)).origin != before
+    git = ["git", "-C", str(kernel), "-c", "user.name=a", "-c", "user.email=a@b.example"]
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    assert parts.open_kernel(str(kernel), Cache(), Output(quiet=True)).origin["commit"] == head[:12]
