@@ -71,6 +71,7 @@ class Session:
         self._board: Any = None
         self._strategy: Any = None
         self._previous = "the board's start"
+        self._trailing: list[str] | None = None
         self._sink: Path | None = None
         self.facts: dict[str, Any] = {}
         self._chosen: Path | None = config.getoption("--npulab-expectations")
@@ -285,17 +286,24 @@ class Session:
         prefix = self._repeat or "python -m pytest"
         return f"{prefix} {shlex.quote(item.nodeid)}"
 
-    def end(self, session: pytest.Session, exitstatus: int) -> None:
-        """The run is over."""
-        trailing: list[str] = []
+    def last_look(self) -> None:
+        """Read the kernel's log for the last time; once, while the board is still there."""
+        if self._trailing is not None:
+            return
+        self._trailing = []
         if self._journal is not None and self._previous:
             try:
                 last = KernelLog(self._journal, self._previous)
                 last.refresh("end of a test run")
-                trailing = last.problems()
+                self._trailing = last.problems()
                 self.write({"kind": "state", **read_state(self._board)})
             except Exception as error:  # noqa: BLE001 - reported below, whatever the transport calls it
-                trailing = [f"the board does not answer at the end of the run: {error}"]
+                self._trailing = [f"the board does not answer at the end of the run: {error}"]
+
+    def end(self, session: pytest.Session, exitstatus: int) -> None:
+        """The run is over."""
+        self.last_look()
+        trailing = self._trailing or []
         if trailing and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
         self.write({"kind": "end", "time": now(), "exit": int(session.exitstatus), "trailing": trailing})

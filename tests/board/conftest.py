@@ -8,6 +8,7 @@ pytest --lg-env my-orangepi-5.yaml tests/board
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from on_board import Board
 
-from lab.report.session import attach
+from lab.report.session import SESSION, attach
 
 pytest_plugins = ["lab.report.plugin"]
 
@@ -42,8 +43,13 @@ def board(env: Any, target: Any, strategy: Any) -> Board:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _tested_board(board: Board, strategy: Any, request: pytest.FixtureRequest, record_testsuite_property: Any) -> None:
+def _tested_board(
+    board: Board, strategy: Any, request: pytest.FixtureRequest, record_testsuite_property: Any
+) -> Iterator[None]:
     """What is tested, for the report; from here on the kernel's log is watched for every test."""
     attach(request.config, board, strategy)
     record_testsuite_property("kernel", board.output("uname -r"))
     record_testsuite_property("board", board.output("tr -d '\\0' < /proc/device-tree/model"))
+    yield
+    # labgrid switches the board off when its own fixtures end
+    request.config.stash[SESSION].last_look()
