@@ -108,8 +108,8 @@ class Program:
         shape, dtype = self.output.shape, self.output.dtype
         if out is None:
             out = np.empty(shape, dtype)
-        elif out.shape != shape or out.dtype != dtype or not out.flags.carray:
-            raise ValueError(f"out must be a writable contiguous {dtype} array of shape {shape}")
+        else:
+            _check_out(out, shape, dtype)
         with self._lock:
             if not self._shares:
                 raise DeviceError("the program is closed")
@@ -123,6 +123,8 @@ class Program:
     def _checked(self, operands: Sequence[Array]) -> list[Array]:
         if len(operands) != len(self.inputs):
             raise TypeError(f"the program takes {len(self.inputs)} arrays, not {len(operands)}")
+        if any(isinstance(operand, np.ma.MaskedArray) for operand in operands):
+            raise TypeError("an operand is a masked array: fill its gaps first, with .filled(value)")
         arrays = [np.asarray(operand) for operand in operands]
         for array, spec in zip(arrays, self.inputs, strict=True):
             if array.dtype != spec.dtype:
@@ -190,3 +192,18 @@ class Program:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _check_out(out: Array, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """TypeError or ValueError that says what of it is not as the result needs it."""
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a numpy array, not {type(out).__name__}")
+    if out.dtype != dtype:
+        raise TypeError(f"out must be {dtype}, not {out.dtype}")
+    if out.shape != shape:
+        raise ValueError(f"out must have shape {shape}, not {out.shape}")
+    flags = out.flags
+    faults = (flags.writeable, "read-only"), (flags.c_contiguous, "not contiguous"), (flags.aligned, "not aligned")
+    for fine, what in faults:
+        if not fine:
+            raise ValueError(f"out is {what}: it must be a writable contiguous {dtype} array of shape {shape}")

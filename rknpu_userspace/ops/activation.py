@@ -23,6 +23,7 @@ from rknpu_userspace.program import Program, Share, Spec
 from rknpu_userspace.quant import CHANNEL_SHIFT, INT8_MAX, INT8_MIN, check_zero_point, derive, requantize
 from rknpu_userspace.task import ALU_ADD, Stage
 
+from . import checks
 from .elementwise import pieces_of
 from .flying import Flow
 from .moves import Move, moves_of, stage
@@ -79,9 +80,7 @@ class UnaryScales:
     def check(self) -> None:
         """ValueError or TypeError for scales that are not positive numbers or zero points outside of int8."""
         for name in ("x", "out"):
-            value = getattr(self, name)
-            if not np.isfinite(value) or value <= 0:
-                raise ValueError(f"scale {name} must be finite and positive, not {value}")
+            checks.positive(f"scale {name}", getattr(self, name))
         for name in ("x_zero_point", "out_zero_point"):
             check_zero_point(name, getattr(self, name))
 
@@ -128,8 +127,8 @@ def reference_int8(
 
 
 def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(int(size) for size in shape)
-    if 0 in sizes:
+    sizes = tuple(checks.whole("a size", size) for size in shape)
+    if any(size < 1 for size in sizes):
         raise ValueError(f"empty tensor (shape {sizes}): the NPU has no empty tensors")
     return sizes
 

@@ -12,6 +12,7 @@ from rknpu_userspace.formats import COMBINATIONS, INPUTS, OUTPUTS
 from rknpu_userspace.layout import to_bfloat16
 from rknpu_userspace.quant import CHANNEL_SHIFT, ChannelRequant, Requant, check_zero_point, derive, derive_channels
 
+from . import checks
 from .tables import value_of
 
 Array = npt.NDArray[Any]
@@ -20,20 +21,25 @@ _STORED = {"int8": "int8", "float16": "float16"}
 """Formats that a dtype stands for by itself."""
 
 
+_LISTED = 4
+"""Numbers of dimensions that an error lists one by one."""
+
+
 def operand(name: str, value: Any, dimensions: tuple[int, ...], form: str | None = None) -> Array:
     """An array in the storage dtype of ``form`` (default: what its dtype stands for), with none of its sizes zero.
 
     float32 becomes bfloat16 (rounded to nearest even) where that is asked for; tfloat32 takes float32 as it is, the
     NPU drops the low 13 bits.
     """
-    array = np.asarray(value)
+    array = checks.plain(name, value)
     if form is None:
         if array.dtype.name not in _STORED:
             raise TypeError(f"{name} has dtype {array.dtype}, the NPU takes int8 or float16 here{_hint(array.dtype)}")
     else:
         array = _converted(name, array, form)
     if array.ndim not in dimensions:
-        expected = " or ".join(str(number) for number in dimensions)
+        many = len(dimensions) > _LISTED
+        expected = f"at least {dimensions[0]}" if many else " or ".join(str(number) for number in dimensions)
         raise ValueError(f"{name} has {array.ndim} dimensions, expected {expected}")
     if array.size == 0:
         raise ValueError(f"{name} is empty (shape {array.shape}): the NPU has no empty tensors")
@@ -93,7 +99,7 @@ def requantisation(out: str, scale: Any, zero_point: int, channels: int) -> Requ
         return None
     if scale is None:
         raise ValueError("int8 output needs scale = input scale x weight scale / output scale")
-    values = np.asarray(scale)
+    values = checks.plain("scale", scale)
     if values.dtype.kind not in "fiu":
         raise TypeError(f"scale must be a number or a vector of them, not {type(scale).__name__}")
     if values.ndim == 0:
@@ -107,7 +113,7 @@ def bias_vector(form: str, bias: Any, channels: int) -> Array | None:
     """Bias as the DPU adds it: int32 for integers, float32 for floats."""
     if bias is None:
         return None
-    array = np.asarray(bias)
+    array = checks.plain("bias", bias)
     if array.shape != (channels,):
         raise ValueError(f"bias has shape {array.shape}, expected ({channels},): one value per output channel")
     if INPUTS[form].is_float:
@@ -115,7 +121,11 @@ def bias_vector(form: str, bias: Any, channels: int) -> Array | None:
             raise TypeError(f"bias has dtype {array.dtype}, expected a float")
         if not np.isfinite(array).all():
             raise ValueError("bias has values that are not finite")
-        return np.ascontiguousarray(array, np.float32)
+        with np.errstate(over="ignore"):
+            narrow = np.ascontiguousarray(array, np.float32)
+        if not np.isfinite(narrow).all():
+            raise ValueError(f"bias has values beyond float32's largest, {np.finfo(np.float32).max:g}")
+        return narrow
     if array.dtype.kind not in "iu":
         raise TypeError(f"bias has dtype {array.dtype}, expected integers (int32) in accumulator units")
     limits = np.iinfo(np.int32)

@@ -22,7 +22,7 @@ from rknpu_userspace.plan.tasks import Post
 from rknpu_userspace.plan.tiling import Part
 from rknpu_userspace.program import Program, Share, Spec
 
-from . import arguments
+from . import arguments, checks
 from .convolution import ConvPart, Weights, build
 from .reference import pads, pair
 
@@ -94,11 +94,7 @@ class Conv2d:
         self.problem().check()
 
     def _checked_shape(self, in_shape: Sequence[int]) -> tuple[int, ...]:
-        shape = tuple(int(size) for size in in_shape)
-        if len(shape) != 4:
-            raise ValueError(f"the input shape must be (N, H, W, C), not {tuple(in_shape)}")
-        if min(shape) < 1:
-            raise ValueError(f"the input is empty (shape {shape}): the NPU has no empty tensors")
+        shape = checks.shape("the input shape", in_shape, "N H W C")
         groups, outputs, per_group = self.groups, self.weights.shape[0], self.weights.shape[3]
         if isinstance(groups, bool) or not isinstance(groups, (int, np.integer)) or groups < 1:
             raise ValueError(f"groups must be a positive integer, not {groups!r}")
@@ -202,7 +198,7 @@ class Conv2d:
         """What each core does."""
         if self.groups > 1 and not self.depthwise:
             return self._compile_groups(contexts)
-        problem = self.problem()
+        problem = replace(self.problem(), lines_in=self.image is None)
         units = build(contexts, split(problem, self.in_shape[0], len(contexts)), self.constants, self.label)
         return [Share(unit, _source(unit.part, problem), _target(unit.part)) for unit in units]
 
@@ -211,7 +207,9 @@ class Conv2d:
         shares: list[Share] = []
         try:
             for index, bundle in enumerate(_bundles(self)):
-                problem = replace(self.problem(), channels=bundle.inputs, out_channels=bundle.outputs)
+                problem = replace(
+                    self.problem(), channels=bundle.inputs, out_channels=bundle.outputs, lines_in=self.image is None
+                )
                 part = split(problem, self.in_shape[0], 1)[0]
                 everything = Weights(bundle.kernels(self), self.bias, self.post, self.x_zero_point)
                 weights = replace(

@@ -22,7 +22,7 @@ from rknpu_userspace.program import Program, Share, Spec
 from rknpu_userspace.quant import Requant, check_zero_point, derive, requantize
 from rknpu_userspace.task import ALU_ADD, ALU_DIV, ALU_MAX, ALU_MIN, ALU_MINUS, PASS, Elementwise, Stage
 
-from . import flying
+from . import checks, flying
 from .flying import Flow
 
 Array = npt.NDArray[Any]
@@ -54,9 +54,7 @@ class Scales:
     def check(self) -> None:
         """ValueError or TypeError for scales that are not positive numbers or zero points outside of int8."""
         for name in ("a", "b", "out"):
-            value = getattr(self, name)
-            if not np.isfinite(value) or value <= 0:
-                raise ValueError(f"scale {name} must be finite and positive, not {value}")
+            checks.positive(f"scale {name}", getattr(self, name))
         for name in ("a_zero_point", "b_zero_point", "out_zero_point"):
             check_zero_point(name, getattr(self, name))
 

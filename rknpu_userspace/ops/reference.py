@@ -17,6 +17,8 @@ import numpy.typing as npt
 
 from rknpu_userspace.quant import ChannelRequant, Requant, requantize, scale_channels
 
+from .checks import numbers
+
 Array = npt.NDArray[Any]
 Pair = tuple[int, int]
 Pads = tuple[int, int, int, int]
@@ -211,23 +213,14 @@ def _worst(distances: Array) -> float:
 
 def pair(name: str, value: int | Sequence[int]) -> Pair:
     """An int or two of them as (vertical, horizontal)."""
-    if isinstance(value, (int, np.integer)):
-        return int(value), int(value)
-    numbers = tuple(int(number) for number in value)
-    if len(numbers) != 2:
-        raise ValueError(f"{name} must be a number or (vertical, horizontal), not {value!r}")
-    return numbers
+    found = numbers(name, value, {1: "a number", 2: "(vertical, horizontal)"})
+    return found[0], found[-1]
 
 
 def pads(value: int | Sequence[int]) -> Pads:
     """An int, (vertical, horizontal) or (top, left, bottom, right) as (top, left, bottom, right)."""
-    if isinstance(value, (int, np.integer)):
-        return (int(value),) * 4
-    numbers = tuple(int(number) for number in value)
-    if len(numbers) == 2:
-        return (*numbers, *numbers)
-    if len(numbers) != 4:
-        raise ValueError(
-            f"padding must be a number, (vertical, horizontal) or (top, left, bottom, right), not {value!r}"
-        )
-    return numbers
+    forms = {1: "a number", 2: "(vertical, horizontal)", 4: "(top, left, bottom, right)"}
+    found = numbers("padding", value, forms)
+    if len(found) < 4:
+        return found[0], found[-1], found[0], found[-1]
+    return found[0], found[1], found[2], found[3]

@@ -20,7 +20,7 @@ from rknpu_userspace.plan import limits
 from rknpu_userspace.plan.limits import check_range
 from rknpu_userspace.program import Program, Share, Spec, Unit
 
-from . import arguments
+from . import arguments, checks
 from .conv2d import Conv2d
 from .reference import Pads, Pair, pads, pair
 
@@ -51,7 +51,7 @@ class ConvTranspose2d:
         self._stride = pair("stride", stride)
         self._cut = pads(padding)
         more = pair("output_padding", output_padding)
-        self.in_shape = tuple(int(size) for size in in_shape)
+        self.in_shape = checks.shape("the input shape", in_shape, "N H W C")
         for name in ("dilation", "image", "insert"):
             if name in options:
                 raise TypeError(f"a transposed convolution takes no {name}")
@@ -62,8 +62,6 @@ class ConvTranspose2d:
                 check_range(f"{name} padding", self._cut[side], 0, size[axis] - 1, "less than the kernel")
             most = min(self._cut[axis + 2], self._stride[axis] - 1)
             check_range(f"{name} output padding", more[axis], 0, most, "at most the padding, less than the stride")
-        if len(self.in_shape) != 4:
-            raise ValueError(f"the input shape must be (N, H, W, C), not {tuple(in_shape)}")
         self._out = tuple(
             (self.in_shape[1 + axis] - 1) * self._stride[axis]
             + size[axis]
