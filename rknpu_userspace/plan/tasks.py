@@ -88,6 +88,7 @@ def _feature_place(
 ) -> tuple[int, int, int, int]:
     """Offset of the tile's features from image 0 (bytes), LINE_STRIDE, SURF_STRIDE (atoms) and GROUP_LINE_OFF.
 
+    Lines with all their channels together are what HM calls panels (rk_npu_matmul_i8.cpp), a line per panel.
     Full-width tiles of a cube are fetched four lines at a time as Mesa and Rockchip's compiler do, others line by line.
     """
     form = problem.input
@@ -104,6 +105,10 @@ def _feature_place(
     if problem.rows_in:
         line = row_bytes_in(problem)
         return image + top * line + form.nbytes(first), line // ATOM, 0, 1
+    if problem.lines_in:
+        surfaces = problem.stored_channels // form.atom_channels
+        offset = top * surfaces * problem.width + first // form.atom_channels * problem.width + left
+        return image + offset * ATOM, surfaces * problem.width, problem.width - width, 1
     area = problem.height * problem.width
     offset = image + (first // form.atom_channels * area + top * problem.width + left) * ATOM
     if width == problem.width:

@@ -57,6 +57,24 @@ def test_cube_of_slices(size: tuple[int, int], dtype: str, cut: int) -> None:
 
 
 @settings(max_examples=50, deadline=None)
+@given(shape=st.tuples(st.integers(1, 9), st.integers(1, 20), st.integers(1, 70)), dtype=st.sampled_from(DTYPES))
+def test_lines_follow_the_formula(shape: tuple[int, int, int], dtype: str) -> None:
+    """Also of an image that is a slice of a larger one, where nothing is adjacent but the channels."""
+    height, width, channels = shape
+    wide = numbered((height, width + 3, channels + 2), dtype)
+    image = wide[:, 1:-2, 1:-1]
+    lanes = 16 // wide.itemsize
+    surfaces = -(-channels // lanes)
+    target = np.zeros(height * surfaces * width * 16, np.uint8)
+    layout.pack_lines(target, image)
+    flat = target.view(dtype)
+    for y, x, channel in {(0, 0, 0), (height - 1, width - 1, channels - 1), (height // 2, width // 3, channels // 2)}:
+        atom = (y * surfaces + channel // lanes) * width + x
+        assert flat[atom * lanes + channel % lanes] == image[y, x, channel]
+    assert np.count_nonzero(flat) == image.size
+
+
+@settings(max_examples=50, deadline=None)
 @given(size=sizes, dtype=st.sampled_from(DTYPES), pad=st.integers(0, 3))
 def test_rows(size: tuple[int, int], dtype: str, pad: int) -> None:
     rows, columns = size

@@ -35,11 +35,12 @@ def small(draw: st.DrawFn) -> Problem:
     kernel, stride = draw(st.sampled_from((1, 2, 3, 5))), draw(st.integers(1, 3))
     height, width = draw(st.integers(kernel, 40)), draw(st.integers(kernel, 50))
     pads = [draw(st.integers(0, kernel - 1)) for _ in range(4)]
+    lines = draw(st.booleans())
     steps = (kernel, kernel, stride, stride, 1, 1)
     if kind == "depthwise":
         narrow = "int8" if form == "int8" else "float16"
-        return Problem(form, narrow, height, width, channels, channels, *steps, *pads, depthwise=True)
-    return Problem(form, out, height, width, channels, outputs, *steps, *pads)
+        return Problem(form, narrow, height, width, channels, channels, *steps, *pads, depthwise=True, lines_in=lines)
+    return Problem(form, out, height, width, channels, outputs, *steps, *pads, lines_in=lines)
 
 
 def run(problem: Problem) -> tuple[Plan, TaskStats]:
