@@ -16,21 +16,23 @@ import numpy.typing as npt
 from rknpu_userspace.formats import OUTPUTS
 from rknpu_userspace.ops import elementwise, reference
 from rknpu_userspace.ops.conv2d import Conv2d
+from rknpu_userspace.ops.convolution import effective_bias
 from rknpu_userspace.ops.elementwise import Binary, Scales
 from rknpu_userspace.ops.flying import Flow
 from rknpu_userspace.ops.pool import average_pool
 from rknpu_userspace.ops.steps import ConvStep, Cube, FlyingStep, Step
 from rknpu_userspace.plan import make_plan
-from rknpu_userspace.quant import INT8_MAX, INT8_MIN, ChannelRequant, Requant, derive, requantize
+from rknpu_userspace.quant import INT8_MAX, INT8_MIN, Requant, derive, requantize
 from rknpu_userspace.task import ALU_ADD, Stage
 
+from .channels import balance
 from .ir import Node, Tensor
 
 Array = npt.NDArray[Any]
 FORMATS = ("int8", "float16")
 _INT32_MAX = (1 << 31) - 1
-MAX_CHANNEL_ERROR = 0.5
-"""Units of the output by which a per-channel multiplier of 16 bits may be off at the end of the range."""
+MAX_CHANNEL_ERROR = 1.0
+"""Steps of the output by which scales per channel may put results off, see ``channels``."""
 
 
 class Lowering(Protocol):
@@ -103,12 +105,6 @@ def multipliers(node: Node) -> float | Array:
     return float(values[0]) if (values == values[0]).all() else values
 
 
-def channel_error(requant: ChannelRequant, real: Array) -> float:
-    """Units of the output by which the result of a channel may be off because its multiplier has 16 bits only."""
-    actual = requant.multipliers.astype(np.float64) * 2.0**-14 * requant.common.multiplier
-    return float(np.abs(actual / real - 1).max()) * (INT8_MAX - INT8_MIN)
-
-
 class Convolution:
     """conv2d and linear: one direct or depthwise convolution, other groups with zeros between them."""
 
@@ -133,18 +129,27 @@ class Convolution:
         if x.dtype == "int8":
             options |= {"x_zero_point": x.zero_point, "w_zero_point": w_zero_point}
             options |= {"scale": multipliers(node), "out_zero_point": node.output.zero_point}
+            if isinstance(options["scale"], np.ndarray):
+                weights = self._balanced(weights, options)
         else:
             options["out_dtype"] = "float16"
         self.operation = Conv2d(weights, shape, **options)
         self._options = options
-        requant = self.operation.post.requant
-        if isinstance(requant, ChannelRequant):
-            error = channel_error(requant, np.asarray(options["scale"]))
-            if error > MAX_CHANNEL_ERROR:
-                raise ValueError(f"the channels' scales differ so much that results are off by up to {error:.1f}")
         relu, bound = _relu(node, self.operation.post.common)
         self.operation.post = replace(self.operation.post, relu=relu, bound=bound)
-        make_plan(self.operation.problem(), 1, whole_sums=True)
+        plan = make_plan(self.operation.problem(), 1, whole_sums=True)
+        effective_bias(plan, self.operation.constants)
+
+    @staticmethod
+    def _balanced(weights: Array, options: dict[str, Any]) -> Array:
+        """Weights, and bias and scales among the options, as far as 16-bit multipliers can express them."""
+        if options["w_zero_point"]:
+            raise ValueError("scales per channel, and a zero point of the weights")
+        found = balance(weights, options["bias"], options["scale"])
+        if found.error > MAX_CHANNEL_ERROR:
+            raise ValueError(f"the channels' scales differ so much that results may be off by {found.error:.1f}")
+        options |= {"bias": found.bias, "scale": found.scale}
+        return found.weights
 
     def steps(self, reads: Sequence[Cube], target: Cube) -> list[Step]:
         """See Lowering."""

@@ -36,6 +36,7 @@ class Network:
     def __init__(self, shape: tuple[int, ...], seed: int, kind: int = INT8) -> None:
         self.rng = np.random.default_rng(seed)
         self.kind = kind
+        self.narrowest = 0.05  # least scale of a channel's weights, relative to the greatest
         self.tensors: list[dict[int, Any]] = []
         self.buffers: list[Table] = [Table({})]
         self.operators: list[Table] = []
@@ -111,7 +112,7 @@ class Network:
         data = self.rng.integers(-127, 128, shape).astype(np.int8)
         scale: Any = 0.01
         if per_channel:
-            scale = (0.01 * self.rng.uniform(0.05, 1.0, shape[axis])).astype(np.float32)
+            scale = (0.01 * self.narrowest ** self.rng.uniform(0, 1, shape[axis])).astype(np.float32)
         return self.tensor(shape, scale, 0, data, axis=axis), scale
 
     def bias(self, count: int, source: int, scale: Any) -> int:
