@@ -14,6 +14,7 @@ TOOLS = {
     "info": ("info", "what NPU there is: driver, cores, IOMMUs, power, clocks, limits"),
     "disasm": ("isa.disasm", "what a command stream computes, block by block, and which rules it breaks"),
     "probe": ("probe.runner", "measure what is not known about the NPU, for the model to load"),
+    "ops": ("ops.table", "what every operation takes and how exact it is, as a Markdown table"),
     "selftest": ("selftest", "compare the NPU with numpy"),
     "jobloop": ("jobloop", "time a small job"),
     "run": ("run", "run a program file: a model that was converted on the host"),
