@@ -8,6 +8,7 @@ so an edit costs what it touches.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import shutil
@@ -30,7 +31,7 @@ from lab.assemble.sources import (
     version_of,
 )
 from lab.cache import Cache, digest, file_digest, tree_digest
-from lab.errors import ExitCode, KitError
+from lab.errors import ExitCode, KitError, from_os_error
 from lab.kernel import uapi
 from lab.kernel.patches import STOCK
 from lab.output import Meter, Output
@@ -218,8 +219,13 @@ class _Builder:
                 if meter is not None:
                     meter.update(min(steps, total or steps), total, line.split()[-1])
 
-        hint = "read the log; after a compiler crash or a full disk run it again, it goes on where it stopped"
-        run(command, stage=stage, log=self.log, env=self._environment(), on_line=on_line, hint=hint)
+        hint = "read the log; after a compiler crash run it again, it goes on where it stopped"
+        try:
+            run(command, stage=stage, log=self.log, env=self._environment(), on_line=on_line, hint=hint)
+        except KitError as error:
+            if "No space left on device" not in error.tail:
+                raise
+            raise from_os_error(OSError(errno.ENOSPC, "", str(self.objects)), stage) from error
         return steps
 
     def _environment(self) -> dict[str, str]:

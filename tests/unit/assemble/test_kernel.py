@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ allnoconfig:
 > @grep -v '$(DROP)' $(KCONFIG_ALLCONFIG) > $(O)/.config
 Image:
 > @echo "  CC      init/main.o"
+> @test ! -e $(CURDIR)/full || cat $(CURDIR)/Makefile > /dev/full
 > @test ! -e $(CURDIR)/broken || { echo "init/main.c:1: error: it is broken"; exit 1; }
 > @mkdir -p $(O)/arch/arm64/boot $(O)/include/config
 > @echo image > $(O)/arch/arm64/boot/Image
@@ -107,6 +109,40 @@ def test_a_failed_compilation_shows_its_error_and_the_next_run_works(bench: Benc
     assert bench.entries == []
     (bench.tree / "broken").unlink()
     assert (bench.build() / "Image").read_text() == "image\n"
+
+
+def test_full_disk_in_the_middle_of_a_build_is_said_and_nothing_half_made_is_kept(bench: Bench) -> None:
+    (bench.tree / "full").touch()
+    with pytest.raises(KitError, match=r"building the kernel: the disk is full \(.*kernel-fast") as caught:
+        bench.build()
+    assert caught.value.code == ExitCode.INFRASTRUCTURE and "NPULAB_CACHE" in caught.value.hint
+    assert bench.entries == []
+    (bench.tree / "full").unlink()
+    assert (bench.build() / "Image").is_file(), "the next run goes on"
+
+
+def test_full_disk_while_results_are_copied(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(source: object, target: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(target))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lab.assemble.kernel.shutil.copyfile", full)
+        with pytest.raises(KitError, match="the disk is full"):
+            bench.build()
+    assert bench.entries == []
+    assert (bench.build() / "Image").is_file()
+
+
+def test_missing_compiler_is_named_with_its_package(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = bench.source()
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(KitError, match="aarch64-linux-gnu-gcc is not installed") as caught:
+        kernel.build(source, OPTIONS, cast(Apt, None), bench.cache, Output(quiet=True), bench.log)
+    assert caught.value.code == ExitCode.INFRASTRUCTURE and "gcc-aarch64-linux-gnu" in caught.value.hint
+    assert bench.entries == []
 
 
 def test_sibling_with_the_driver_otherwise_gives_its_objects(bench: Bench) -> None:
