@@ -20,6 +20,7 @@ import lab.labgrid
 from lab.assemble.artifacts import ArtifactSet
 from lab.commands.virt import add_board_options
 from lab.errors import ExitCode, KitError
+from lab.labgrid import envcheck
 from lab.output import Output
 from lab.report import document as results_document
 from lab.report.run import PAGE, Run, command_line, end_static, finishing, write_static
@@ -29,7 +30,7 @@ from lab.virt.select import DEFAULT_BOARD, find_artifacts, find_dtb
 from lab.virt.supervisor import PACKAGE_ROOT, python_environment
 
 HELP = "run the test suites"
-SUITES = ("static", "unit", "firmware", "qtest", "board")
+SUITES = ("static", "unit", "firmware", "qtest", "farm", "board")
 ENVIRONMENTS = Path(lab.labgrid.__file__).parent / "env"
 STATIC = (
     ("ruff check", ("ruff", "check")),
@@ -37,7 +38,7 @@ STATIC = (
     ("mypy", ("mypy",)),
 )
 """Static checks: name, module and arguments for ``python -m``."""
-TEST_SECONDS = {"unit": 300, "firmware": 300, "qtest": 120, "board": 600}
+TEST_SECONDS = {"unit": 300, "firmware": 300, "qtest": 120, "farm": 400, "board": 600}
 """No single test of a suite takes longer than this on a busy machine; one that does hangs."""
 KEPT_RUNS = 20
 NO_TESTS = 5
@@ -69,7 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("-k", dest="keyword", metavar="EXPRESSION", help="only tests that match (pytest -k)")
     parser.add_argument("--board", default="virt", metavar="NAME", help="which of lab/labgrid/env (default virt)")
-    parser.add_argument("--lg-env", type=Path, metavar="FILE", help="a labgrid environment of your own")
+    parser.add_argument("--env", "--lg-env", dest="lg_env", type=Path, metavar="FILE", help="a labgrid environment")
     parser.add_argument("--test", action="append", default=[], metavar="ID", help="only this test (repeatable)")
     parser.add_argument(
         "--report", "--results", dest="results", type=Path, metavar="DIR", help="where to put the report and the logs"
@@ -88,8 +89,9 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     environment = _environment_file(args)
     results = args.results.absolute() if args.results else new_results_dir("test")
     results.mkdir(parents=True, exist_ok=True)
-    virtual = "board" in suites and environment == ENVIRONMENTS / "virt.yaml"
-    artifacts = find_artifacts(args.artifacts, args.kernel, out) if virtual or "qtest" in suites else None
+    virtual = "board" in suites and "KitQEMUDriver" in environment.read_text()
+    needed = virtual or {"qtest", "farm"} & set(suites)
+    artifacts = find_artifacts(args.artifacts, args.kernel, out) if needed else None
     variables = _variables(args, artifacts, results)
     tree = Path(variables.get("NPULAB_DTB", "")).name if virtual else ""
     report = Run(results, command_line(), artifacts, str(environment.name) if "board" in suites else None, tree)
@@ -107,7 +109,8 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     rows = [_settle(row, report, selected=selected) for row in rows]
     found = report.finish()
     verdict, words_of_it = results_document.verdict(found)
-    _show(rows, results, f"{verdict}: {words_of_it}", out)
+    trouble = [f"suite {suite['name']}: {line}" for suite in found["suites"] for line in suite["trouble"]]
+    _show(rows, results, [*trouble, f"{verdict}: {words_of_it}"], out)
     if not args.results:
         results_document.prune(results_root(), args.keep)
     documents = [asdict(row) for row in rows]
@@ -151,6 +154,7 @@ def _environment_file(args: argparse.Namespace) -> Path:
     if not path.is_file():
         known = " ".join(sorted(entry.stem for entry in ENVIRONMENTS.glob("*.yaml")))
         raise KitError(ExitCode.USAGE, f"there is no labgrid environment {path}", f"known boards: {known}")
+    envcheck.check(path)
     return path
 
 
@@ -251,13 +255,14 @@ def _settle(row: SuiteResult, report: Run, *, selected: bool) -> SuiteResult:
     return replace(row, ok=True)
 
 
-def _show(rows: Sequence[SuiteResult], results: Path, verdict: str, out: Output) -> None:
+def _show(rows: Sequence[SuiteResult], results: Path, words: Sequence[str], out: Output) -> None:
     columns = ["suite", "result", "tests", "failed", "errors", "skipped", "seconds"]
     table = [
         [row.name, _word(row), row.tests, row.failures, row.errors, row.skipped, f"{row.seconds:.0f}"] for row in rows
     ]
     out.table("suites", columns, table)
-    out.say(verdict)
+    for line in words:
+        out.say(line)
     out.say(f"report: {results / PAGE}")
     out.say(f"results, JUnit files and logs: {results}")
 

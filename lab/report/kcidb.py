@@ -40,7 +40,7 @@ def test_path(test: Mapping[str, Any]) -> str:
 
 
 def _digest(*words: str) -> str:
-    return hashlib.sha256("\n".join(words).encode()).hexdigest()[:24]
+    return hashlib.sha256("\n".join(words).encode(errors="replace")).hexdigest()[:24]
 
 
 def _checkout(run: Mapping[str, Any], origin: str) -> Document:

@@ -71,26 +71,28 @@ class _Flakes:
             cast(pytest.Function, item)._initrequest()
         for report in reports:
             item.ihook.pytest_runtest_logreport(report=report)
-        runner.call_and_report(item, "teardown", nextitem=nextitem)
+        # what the module's fixtures say when they end
+        state = item.session._setupstate
+        end = pytest.CallInfo.from_call(lambda: state.teardown_exact(nextitem), when="teardown")
+        report = item.ihook.pytest_runtest_makereport(item=item, call=end)
+        if report.failed:
+            item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
 
-@pytest.hookimpl(wrapper=True, tryfirst=True)
-def pytest_runtest_setup(item: pytest.Item) -> Wrapper:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """Begin the test's part of the kernel's log before any of its fixtures."""
-    session = item.config.stash[SESSION]
-    session.begin(item)
-    result = yield
-    # the first test's session fixtures have attached the board by now
-    session.begin(item)
-    return result
+    item.config.stash[SESSION].begin(item)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Wrapper:
     """Judge the kernel's log while the test still can fail."""
     session = item.config.stash[SESSION]
+    # the first test's session fixtures have attached the board by now
+    session.begin(item)
     try:
         result = yield
     except (KeyboardInterrupt, SystemExit, pytest.skip.Exception, pytest.exit.Exception):
