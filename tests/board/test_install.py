@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
+from building import progress
 
 from lab.assemble import board as board_kernel
 from lab.assemble import kernel, mirror
@@ -69,13 +70,14 @@ def entries(text: str) -> dict[str, Entry]:
 
 
 @pytest.fixture(scope="module")
-def built() -> board_kernel.BoardSet:
+def built(request: pytest.FixtureRequest) -> board_kernel.BoardSet:
     """The Orange Pi 5's kernel set."""
     jobs = os.cpu_count() or 1
     options: kernel.KernelOptions = kernel.KernelOptions(rocket_module=False, jobs=jobs)
     if os.environ.get(BOARD_KERNEL):
         options = board_kernel.BoardKernelOptions(rocket_module=False, jobs=jobs)
-    return board_kernel.assemble(BOARD, options, None, Output())
+    with progress(request) as out:
+        return board_kernel.assemble(BOARD, options, None, out)
 
 
 @pytest.fixture(scope="module")

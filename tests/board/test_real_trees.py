@@ -18,10 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from building import progress
 
 from lab.assemble import board as board_kernel
 from lab.assemble.virt import BuildOptions, assemble
 from lab.output import Output
+from lab.virt.board import BoardConfig
 from lab.virt.select import board_config
 from lab.virt.session import BoardSession
 
@@ -43,20 +45,23 @@ NEW = "NPULAB_RECORD"
 @pytest.fixture(scope="module", params=BOARDS)
 def booted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, BoardSession]:
     """A board's name and its virtual board at the shell's prompt."""
-    out = Output()
-    virtual = assemble(BuildOptions(), out)
-    name = board_kernel.dtb_name(request.param)
-    config = board_config(virtual, name)
-    if os.environ.get(BOARD_KERNEL):
-        # the stock driver: its objects are those of the virtual board's kernel, found by ccache
-        options = board_kernel.BoardKernelOptions(rocket_module=False, jobs=os.cpu_count() or 1, fixes=False)
-        built = board_kernel.assemble(request.param, options, None, out)
-        config = replace(board_config(virtual, str(built.dtb)), kernel=built.kernel)
+    with progress(request) as out:
+        config = _config(request.param, out)
     session = BoardSession(config, tmp_path_factory.mktemp(request.param))
     session.__enter__()
     request.addfinalizer(lambda: session.__exit__(None, None, None))
     session.to("shell")
     return request.param, session
+
+
+def _config(board: str, out: Output) -> BoardConfig:
+    """What to boot: the virtual board's kernel or the one for real boards, with the board's own tree."""
+    virtual = assemble(BuildOptions(), out)
+    if not os.environ.get(BOARD_KERNEL):
+        return board_config(virtual, board_kernel.dtb_name(board))
+    options = board_kernel.BoardKernelOptions(rocket_module=False, jobs=os.cpu_count() or 1)
+    built = board_kernel.assemble(board, options, None, out)
+    return replace(board_config(virtual, str(built.dtb)), kernel=built.kernel)
 
 
 def lines(session: BoardSession, command: str, timeout: float = 60.0) -> list[str]:

@@ -19,11 +19,11 @@ from typing import Any
 
 import fdt
 import pytest
+from building import progress
 
 from lab.assemble.virt import BuildOptions, assemble
 from lab.cache import Cache
 from lab.kernel import driver
-from lab.output import Output
 from lab.virt.board import BoardConfig
 from lab.virt.select import board_config
 from lab.virt.session import BoardSession
@@ -66,14 +66,16 @@ class Loaded:
 
 
 @pytest.fixture(scope="module")
-def variants() -> driver.Variants:
-    return driver.build(Cache(), Output(), os.cpu_count() or 1, HERE / "modules")
+def variants(request: pytest.FixtureRequest) -> driver.Variants:
+    with progress(request) as out:
+        return driver.build(Cache(), out, os.cpu_count() or 1, HERE / "modules")
 
 
 @pytest.fixture(scope="module")
-def config() -> BoardConfig:
+def config(request: pytest.FixtureRequest) -> BoardConfig:
     # without an initramfs nothing loads the driver before the test does
-    return replace(board_config(assemble(BuildOptions(rocket_module=True), Output())), initrd=None)
+    with progress(request) as out:
+        return replace(board_config(assemble(BuildOptions(rocket_module=True), out)), initrd=None)
 
 
 Load = Callable[..., Any]
