@@ -4,7 +4,8 @@
 Each workload is computed on the NPU and in numpy, in this process, from a fixed seed, and one line is printed for it.
 Integers must be equal. Floats are compared with a float64 reference, in units in the last place of the sum of the
 absolute terms (what an accumulation in the output format works with); ``exact`` says that they equal the reference
-after one rounding.
+after one rounding. ``--trials`` runs a small instance of every operation in every format instead (``ops.table``), which
+are named OPERATION-FORMAT; their ``distance`` is in units of what the table states.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -103,19 +105,28 @@ def _reference(workload: Workload, left: Any, right: Any, options: dict[str, Any
     return reference.conv2d(left, right, stride=(stride, stride), padding=(padding,) * 4, **options)
 
 
-def _compare(workload: Workload, result: Any, left: Any, right: Any, options: dict[str, Any]) -> tuple[bool, float]:
-    """(equal to the rounded reference, distance in units in the last place)."""
+def _compare(workload: Workload, result: Any, left: Any, right: Any, options: dict[str, Any]) -> dict[str, Any]:
+    """Error statistics: ``exact`` (equal to the reference after one rounding), greatest distance in units in the last
+    place, greatest absolute error, elements that are not the rounded reference, elements."""
     import numpy as np
 
     from .ops.reference import ulp_distance_to
 
     expected = _reference(workload, left, right, options)
-    if workload.dtype == "int8":
-        wrong = int(np.count_nonzero(result != expected))
-        return wrong == 0, 0.0 if wrong == 0 else float(wrong)
-    positive = {**options, "bias": np.abs(options["bias"])} if "bias" in options else options
-    magnitude = _reference(workload, np.abs(left), np.abs(right), positive)
-    return bool((result == expected.astype(result.dtype)).all()), ulp_distance_to(result, expected, magnitude)
+    wrong = int(np.count_nonzero(result != expected.astype(result.dtype)))
+    distance = float(wrong)
+    if workload.dtype != "int8":
+        positive = {**options, "bias": np.abs(options["bias"])} if "bias" in options else options
+        magnitude = _reference(workload, np.abs(left), np.abs(right), positive)
+        distance = ulp_distance_to(result, expected, magnitude)
+    error = float(np.max(np.abs(result.astype(np.float64) - expected.astype(np.float64))))
+    return {
+        "exact": wrong == 0,
+        "max_ulp": round(distance, 3),
+        "max_abs": error,
+        "mismatches": wrong,
+        "elements": int(result.size),
+    }
 
 
 def _compile(device: Device, workload: Workload, left: Any, right: Any, options: dict[str, Any]) -> Any:
@@ -139,8 +150,8 @@ def run(device: Device, workload: Workload) -> dict[str, Any]:
     with _compile(device, workload, left, right, options) as program:
         result = program(left)
         npu_seconds, jobs, tasks, moved = program.last.npu_seconds, program.jobs, program.tasks, program.dma_bytes
-    exact, distance = _compare(workload, result, left, right, options)
-    ok = exact if workload.dtype == "int8" else distance <= MAX_ULP[workload.out]
+    found = _compare(workload, result, left, right, options)
+    ok = found["exact"] if workload.dtype == "int8" else found["max_ulp"] <= MAX_ULP[workload.out]
     return {
         "name": workload.name,
         "dtype": workload.dtype,
@@ -148,8 +159,7 @@ def run(device: Device, workload: Workload) -> dict[str, Any]:
         "shape": list(workload.shape),
         "cores": device.cores,
         "ok": ok,
-        "exact": exact,
-        "max_ulp": round(distance, 3),
+        **found,
         "jobs": jobs,
         "tasks": tasks,
         "macs": workload.macs,
@@ -159,15 +169,52 @@ def run(device: Device, workload: Workload) -> dict[str, Any]:
     }
 
 
+def trial_names() -> dict[str, tuple[str, str]]:
+    """Operation and format of every trial, by its name."""
+    from .ops.table import TABLE
+
+    return {f"{row.name}-{dtype}": (row.name, dtype) for row in TABLE for dtype in row.cells}
+
+
+def run_trial(device: Device, name: str) -> dict[str, Any]:
+    """Run one trial; the row that is printed for it. Raises JobError when a job fails."""
+    import numpy as np
+
+    from .trials import Sizes, trial
+
+    begin = time.perf_counter()
+    operation, dtype = trial_names()[name]
+    chosen = trial(operation, dtype, Sizes(), np.random.default_rng([SEED, *name.encode()]))
+    start = time.perf_counter()
+    result = chosen.call(device)
+    called = time.perf_counter() - start
+    verdict = chosen.judge(result)
+    return {
+        "name": name,
+        "operation": operation,
+        "dtype": dtype,
+        "cores": device.cores,
+        "ok": verdict.ok,
+        "exact": verdict.exact,
+        "distance": round(verdict.distance, 3),
+        "call_seconds": round(called, 6),
+        "seconds": round(time.perf_counter() - begin, 6),
+    }
+
+
 def _text(row: dict[str, Any]) -> str:
-    result = "exact" if row["exact"] else f"max {row['max_ulp']:g} ulp"
+    result = "exact"
+    if not row["exact"] and "distance" in row:
+        result = f"{row['distance']:g} of what is stated"
+    elif not row["exact"] and "max_ulp" in row:
+        result = f"max {row['max_ulp']:g} ulp"
     if "error" in row:
         result = row["error"]
     return f"{'ok' if row['ok'] else 'FAIL':4} {row['name']:24} {row['dtype']:8} {result}"
 
 
-def _failed(workload: Workload, error: Exception) -> dict[str, Any]:
-    return {"name": workload.name, "dtype": workload.dtype, "ok": False, "exact": False, "error": str(error)}
+def _failed(name: str, dtype: str, error: Exception) -> dict[str, Any]:
+    return {"name": name, "dtype": dtype, "ok": False, "exact": False, "error": str(error)}
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -175,10 +222,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="/dev/accel/accel0", help='device node, or "model"')
     parser.add_argument("--cores", type=int, default=3, choices=(1, 2, 3), help="cores to split every workload over")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="run this workload (repeatable)")
+    parser.add_argument("--trials", action="store_true", help="every operation in every format, small")
     parser.add_argument("--list", action="store_true", help="print the names of the workloads and end")
     parser.add_argument("--json", action="store_true", help="one JSON document per line")
     options = parser.parse_args(arguments)
-    names = {workload.name for workload in WORKLOADS}
+    names = set(trial_names()) if options.trials else {workload.name for workload in WORKLOADS}
     options.only = [name for group in options.only for name in group.split(",")]
     for name in options.only:
         if name not in names:
@@ -186,14 +234,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
+def _chosen(options: argparse.Namespace) -> list[tuple[str, str, Callable[[Device], dict[str, Any]]]]:
+    """Name, format and what to call of everything to be run."""
+    if options.trials:
+        rows = [(name, dtype, partial(run_trial, name=name)) for name, (_, dtype) in trial_names().items()]
+    else:
+        rows = [(workload.name, workload.dtype, partial(run, workload=workload)) for workload in WORKLOADS]
+    return [row for row in rows if not options.only or row[0] in options.only]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     options = _parse(arguments)
     show: Callable[[dict[str, Any]], str] = json.dumps if options.json else _text
-    chosen = [workload for workload in WORKLOADS if not options.only or workload.name in options.only]
+    chosen = _chosen(options)
     if options.list:
-        for workload in chosen:
-            print(json.dumps({"name": workload.name, "dtype": workload.dtype}) if options.json else workload.name)
+        for name, dtype, _ in chosen:
+            print(json.dumps({"name": name, "dtype": dtype}) if options.json else name)
         return EXIT_OK
     from .device import open_device
     from .errors import DeviceError, JobError
@@ -201,11 +258,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     all_ok = True
     try:
         with open_device(options.device, cores=options.cores) as device:
-            for workload in chosen:
+            for name, dtype, run_it in chosen:
                 try:
-                    row = run(device, workload)
+                    row = run_it(device)
                 except JobError as error:
-                    row = _failed(workload, error)
+                    row = _failed(name, dtype, error)
                 all_ok = all_ok and bool(row["ok"])
                 print(show(row), flush=True)
     except DeviceError as error:

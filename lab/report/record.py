@@ -44,6 +44,12 @@ def number(value: Any, what: str) -> float:
     return converted
 
 
+def _statistic(value: Any, what: str) -> float | None:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return number(value, what)
+
+
 class Recorder:
     """What one test has recorded."""
 
@@ -70,9 +76,9 @@ class Recorder:
         elements: int,
         **labels: Label,
     ) -> None:
-        """Record the error statistics of one result; None where a statistic has no meaning for the datatype."""
-        greatest = None if max_abs is None else number(max_abs, f"{op}: max_abs")
-        distance = None if max_ulp is None else number(max_ulp, f"{op}: max_ulp")
+        """Record the error statistics of one result; None where a statistic has no meaning for the datatype, or no
+        value because the result is not finite (which the mismatches tell)."""
+        greatest, distance = _statistic(max_abs, f"{op}: max_abs"), _statistic(max_ulp, f"{op}: max_ulp")
         self.numerics.append(Numerics(op, dtype, greatest, distance, int(mismatches), int(elements), dict(labels)))
 
     def documents(self) -> dict[str, Any]:

@@ -11,6 +11,9 @@ from markupsafe import Markup
 
 from lab.report.svg import Series, chart
 
+WORKLOAD = "workload"
+"""A label that names points of a chart."""
+
 
 @dataclass(frozen=True)
 class Plot:
@@ -65,11 +68,19 @@ def plots(rows: Sequence[Mapping[str, Any]]) -> list[Plot]:
 
 
 def _lines(rows: Sequence[Mapping[str, Any]], over: str) -> list[Series]:
-    lines: dict[str, dict[float, float]] = {}
+    """A line for each value of the other labels. Workloads are no series: each is a point that has its name."""
+    lines: dict[str, dict[float, tuple[float, str]]] = {}
     for row in rows:
-        rest = ", ".join(f"{key}={value}" for key, value in sorted(row["labels"].items()) if key != over)
-        lines.setdefault(rest, {})[row["labels"][over]] = row["value"]
-    return [Series(name, tuple(sorted(points.items()))) for name, points in sorted(lines.items())]
+        others = {key: value for key, value in row["labels"].items() if key not in (over, WORKLOAD)}
+        rest = ", ".join(f"{key}={value}" for key, value in sorted(others.items()))
+        name = str(row["labels"].get(WORKLOAD, ""))
+        lines.setdefault(rest, {})[row["labels"][over]] = row["value"], name
+    found = []
+    for rest, points in sorted(lines.items()):
+        places = tuple((x, value) for x, (value, _) in sorted(points.items()))
+        names = tuple(name for _, (_, name) in sorted(points.items()))
+        found.append(Series(rest, places, names if all(names) else ()))
+    return found
 
 
 def legend(rows: Sequence[Mapping[str, Any]], plot: Plot) -> list[str]:

@@ -74,10 +74,11 @@ def _core(core: Mapping[str, Any], number: int, x: float) -> Markup:
 
 @dataclass(frozen=True)
 class Series:
-    """Points of a line, sorted by x."""
+    """Points of a line, sorted by x; with ``names`` points of their own that no line joins."""
 
     name: str
     points: tuple[tuple[float, float], ...]
+    names: tuple[str, ...] = ()
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -119,10 +120,12 @@ def chart(
     if ideals:
         parts.append(_line(ideals, at, "ideal"))
     for number, line in enumerate(series):
-        parts.append(_line(line.points, at, f"line c{number % 5}"))
-        for x, y in line.points:
+        if not line.names:
+            parts.append(_line(line.points, at, f"line c{number % 5}"))
+        for place, (x, y) in enumerate(line.points):
             px, py = at(x, y)
-            tip = escape(f"{line.name} {x:g}: {y:.4g} {unit}".strip())
+            name = line.names[place] if line.names else line.name
+            tip = escape(f"{name} {x:g}: {y:.4g} {unit}".strip())
             parts.append(
                 Markup('<circle cx="{}" cy="{}" r="3.5" class="dot c{}"><title>{}</title></circle>').format(
                     round(px, 1), round(py, 1), number % 5, tip

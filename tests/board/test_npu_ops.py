@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Matmul and convolution by ``rknpu_userspace`` through the kernel driver, compared with numpy on the board."""
+"""The operations of ``rknpu_userspace`` through the kernel driver, compared with numpy on the board."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from on_board import Board
 
-from rknpu_userspace.selftest import WORKLOADS
+from rknpu_userspace.selftest import WORKLOADS, trial_names
 
 pytestmark = pytest.mark.lg_feature("npu")
 
@@ -23,16 +24,54 @@ def rows(board: Board) -> Rows:
 
 
 @pytest.mark.parametrize("name", [workload.name for workload in WORKLOADS])
-def test_workload(rows: Rows, name: str, record_property: Callable[[str, object], None]) -> None:
+def test_workload(
+    rows: Rows,
+    name: str,
+    record_property: Callable[[str, object], None],
+    measure: Callable[..., None],
+    numerics: Callable[..., None],
+) -> None:
     assert name in rows, f"the self-test ended before it: {list(rows)}"
     row = rows[name]
-    for key in ("max_ulp", "jobs", "tasks", "npu_seconds"):
+    for key in ("jobs", "tasks"):
         record_property(key, row.get(key))
+    assert "error" not in row, row
+    integer = row["dtype"] == "int8"
+    ulp = None if integer else row["max_ulp"]
+    numerics(name, row["dtype"], row["max_abs"], ulp, row["mismatches"], row["elements"], out=row["out"])
+    operations = 2 * row["macs"]
+    intensity = round(operations / row["planned_dma_bytes"], 1)
+    speed = operations / row["npu_seconds"] / 1e9
+    measure("throughput", speed, "GOP/s", dtype=row["dtype"], operations_per_byte=intensity, workload=name)
     assert row["ok"], row
     if row["dtype"] == "int8":
         assert row["exact"], row
     # a job per core at most, and every tile a task
     assert 1 <= row["jobs"] <= row["tasks"]
+
+
+@pytest.fixture(scope="module")
+def trials(board: Board) -> Rows:
+    """Every operation in every format, small, in one process."""
+    lines, code = board.run("python3 -m rknpu_userspace.selftest --trials --json 2>&1", timeout=300.0)
+    rows = [json.loads(line) for line in lines if line.startswith("{")]
+    assert rows, f"the self-test ended with {code}:\n" + "\n".join(lines)
+    return {row["name"]: row for row in rows}
+
+
+@pytest.mark.parametrize("name", sorted(trial_names()))
+def test_operation(trials: Rows, name: str) -> None:
+    assert name in trials, f"the self-test ended before it: {list(trials)}"
+    row = trials[name]
+    assert row["ok"], row
+
+
+def test_pooling_does_not_wait_for_the_timeout_of_the_driver(board: Board) -> None:
+    """The pooling block's interrupts are none of the driver's business: it would give up after 500 ms."""
+    row = board.python("pooling.py")
+    assert row["equal"], row
+    assert row["jobs"] == 1, row
+    assert row["npu_seconds"] < 0.4, row
 
 
 def test_a_program_is_right_again_and_again(board: Board) -> None:

@@ -92,6 +92,11 @@ def _tests() -> list[dict[str, Any]]:
         for n in (1, 2, 4, 8)
         for d in ("int8", "float16")
     ]
+    throughput = [
+        {"name": "throughput", "value": 3.0 + n, "unit": "GOP/s",
+         "labels": {"workload": f"w{n}", "operations_per_byte": 10.0 * n, "dtype": ("int8", "float16")[n % 2]}}
+        for n in range(1, 7)
+    ]  # fmt: skip
     single = [{"name": "resume", "value": 1.75, "unit": "ms", "labels": {"core": "npu1"}}]
     exact = [
         {
@@ -125,7 +130,7 @@ def _tests() -> list[dict[str, Any]]:
         case("test_workload[int8-matmul]", numerics=exact, properties={"jobs": 3, "tasks": 12}),
         case("test_workload[fp16-conv3x3]", numerics=half),
         case("test_scaling", file="npu_concurrency", measurements=scaling),
-        case("test_processes", file="npu_concurrency", measurements=rates + single),
+        case("test_processes", file="npu_concurrency", measurements=rates + single + throughput),
         case(
             "test_hang",
             "failed",

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lab.report.record import Recorder
 from lab.virt.supervisor import python_environment
 
 HERE = Path(__file__).parent
@@ -195,6 +196,7 @@ def test_a_bug_after_the_last_test_fails_the_run(tmp_path: Path) -> None:
     tests = """
 import pytest
 
+from lab.report.record import Recorder
 from lab.virt.supervisor import python_environment
 
 @pytest.fixture
@@ -292,3 +294,12 @@ def test_results_that_cannot_be_written(tmp_path: Path) -> None:
     assert code == pytest.ExitCode.USAGE_ERROR
     assert "writing" in text
     assert "Traceback" not in text
+
+
+def test_statistics_that_are_not_finite_have_no_value() -> None:
+    recorder = Recorder()
+    recorder.add_numerics("matmul", "float16", float("nan"), float("inf"), 4, 4)
+    assert recorder.documents()["numerics"][0] == {
+        "op": "matmul", "dtype": "float16", "max_abs": None, "max_ulp": None, "mismatches": 4, "elements": 4,
+        "labels": {},
+    }  # fmt: skip
