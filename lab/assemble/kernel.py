@@ -23,8 +23,10 @@ from lab.assemble import checks, initramfs
 from lab.assemble.apt import Apt
 from lab.assemble.artifacts import describe
 from lab.assemble.sources import (
+    LINUX_BASE,
     REPOSITORY,
     Source,
+    base_of,
     linux_tree,
     patches_digest,
     patches_manifest,
@@ -96,9 +98,10 @@ class KernelOptions:
         return 1650 if self.debug else 1550
 
 
-def fragment_files(options: KernelOptions) -> list[Path]:
-    """The fragments as files."""
-    return [FRAGMENTS / name for name in options.fragments]
+def fragment_files(options: KernelOptions, version: str = LINUX_BASE) -> list[Path]:
+    """The fragments as files, with what only a kernel of that series needs (``linux-6.18.cfg``)."""
+    own = FRAGMENTS / f"linux-{base_of(version)}.cfg"
+    return [*(FRAGMENTS / name for name in options.fragments), *([own] if own.is_file() else [])]
 
 
 def merge(texts: Iterable[str]) -> str:
@@ -121,7 +124,7 @@ def key(source: Source, options: KernelOptions) -> str:
         options.base,
         source.key,
         patches_digest(source, options.groups),
-        [(path.name, file_digest(path)) for path in fragment_files(options)],
+        [(path.name, file_digest(path)) for path in [*fragment_files(options), *sorted(FRAGMENTS.glob("linux-*.cfg"))]],
         tree_digest(DTS),
         compiler(),
     )
@@ -242,7 +245,7 @@ class _Builder:
     def configure(self) -> None:
         """The base with the fragments, checked line by line."""
         merged = self.objects / "npulab.config"
-        merged.write_text(merge(path.read_text() for path in fragment_files(self.options)))
+        merged.write_text(merge(path.read_text() for path in fragment_files(self.options, version_of(self.tree))))
         self.make(f"KCONFIG_ALLCONFIG={merged}", self.options.base, stage="configuring the kernel")
         lost = checks.lost_lines(merged.read_text(), (self.objects / ".config").read_text())
         if lost:
@@ -295,13 +298,14 @@ class _Builder:
         modules = self._modules(entry / "modules", release) if self.options.rocket_module else []
         with self.out.stage("check device trees"):
             trees = checks.device_trees(entry / "dtbs")
+        fragments = fragment_files(self.options, version_of(self.tree))
         component: dict[str, Any] = {
             "flavour": "debug" if self.options.debug else "fast",
             "release": release,
             "version": version_of(self.tree),
             "source": source.origin,
             "patches": patches_manifest(version_of(self.tree), self.options.groups),
-            "fragments": [{"name": path.name, "sha256": file_digest(path)} for path in fragment_files(self.options)],
+            "fragments": [{"name": path.name, "sha256": file_digest(path)} for path in fragments],
             "config_sha256": file_digest(entry / "config"),
             "compiler": compiler(),
             "rocket": "module" if self.options.rocket_module else "builtin",

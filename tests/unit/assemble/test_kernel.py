@@ -185,3 +185,9 @@ def test_debug_kernel_is_the_fast_one_and_more() -> None:
     merged = kernel.merge(path.read_text() for path in kernel.fragment_files(debug)).splitlines()
     assert 'CONFIG_LOCALVERSION="-npulab-debug"' in merged and 'CONFIG_LOCALVERSION="-npulab"' not in merged
     assert {"CONFIG_KASAN=y", "CONFIG_PROVE_LOCKING=y", "CONFIG_DMA_API_DEBUG=y"} < set(merged)
+
+
+def test_a_series_may_have_a_fragment_of_its_own() -> None:
+    names = [path.name for path in kernel.fragment_files(OPTIONS, "6.18.26")]
+    assert names == [*OPTIONS.fragments, "linux-6.18.cfg"]
+    assert [path.name for path in kernel.fragment_files(OPTIONS, "7.3.4")] == list(OPTIONS.fragments)
