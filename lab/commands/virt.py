@@ -54,6 +54,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     up.add_argument("--name", help="what to call it (default virt, virt-2, ...)")
     up.add_argument("--ssh-port", type=int, default=0, metavar="PORT", help="port on 127.0.0.1 (default any free one)")
     up.add_argument("--strict-supplies", action="store_true", help="keep the device tree's supplies")
+    up.add_argument("--quirks", type=Path, metavar="FILE", help="answers of a board (npulab npu probe) for its NPU")
     shell = verbs.add_parser("shell", help="log in; after -- a command to run instead of a shell")
     shell.add_argument("--name", help="which board, when several run")
     shell.add_argument("--console", action="store_true", help="the serial console instead of ssh; Ctrl-] leaves it")
@@ -90,6 +91,7 @@ def _free_name(wanted: str | None) -> str:
 
 def _up(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     name = _free_name(args.name)
+    quirks = _checked_quirks(args.quirks)
     artifacts = find_artifacts(args.artifacts, args.kernel, out)
     config = board_config(
         artifacts,
@@ -97,6 +99,7 @@ def _up(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         memory=args.memory,
         cpus=args.cpus,
         ssh_port=args.ssh_port,
+        quirks=quirks,
         strict_supplies=args.strict_supplies,
     )
     results = new_results_dir("virt")
@@ -116,6 +119,19 @@ def _up(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     out.say(f"log in: npulab virt shell --name {name}    stop it: npulab virt down {name}")
     out.say(f"logs: {results}")
     return {"board": found.document(), "boot_seconds": round(seconds, 2)}
+
+
+def _checked_quirks(path: Path | None) -> Path | None:
+    """The file, when the model can read it."""
+    if path is None:
+        return None
+    from rknpu_userspace.model.quirks import Quirks
+
+    try:
+        Quirks.load(path)
+    except ValueError as error:
+        raise KitError(ExitCode.USAGE, str(error), "npulab npu probe --out FILE writes such a file") from error
+    return path.absolute()
 
 
 def _wait_for_prompt(board: VirtualBoard) -> None:

@@ -140,3 +140,10 @@ def test_suites_run_report_and_fail(
     assert main(["test", "unit", "-k", "test_a", "--results", str(results), "--", "-q"]) == 0
     # nothing selected at all is no success
     assert main(["test", "unit", "-k", "nothing", "--results", str(results)]) == ExitCode.FAILED
+
+
+def test_quirks_that_can_not_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = tmp_path / "board.json"
+    bad.write_text('{"quirks": {"bn_order": "sideways"}}', encoding="utf-8")
+    assert main(["virt", "up", "--quirks", str(bad)]) == 2
+    assert "'sideways' is not one of mul_alu, alu_mul" in capsys.readouterr().err
