@@ -24,7 +24,7 @@ def tail(path: Path, lines: int = TAIL_LINES) -> str:
         with path.open("rb") as stream:
             stream.seek(0, os.SEEK_END)
             stream.seek(max(0, stream.tell() - 32768))
-            text = stream.read().decode(errors="replace")
+            text = stream.read(32768).decode(errors="replace")
     except OSError:
         return ""
     return "\n".join(text.splitlines()[-lines:])

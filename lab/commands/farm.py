@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,13 @@ def _configure_run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--env", type=Path, metavar="FILE", help="labgrid environment (default: the kit's for the board)")
     run.add_argument("--wait", type=float, default=3600.0, metavar="SECONDS", help="how long for a turn (default 3600)")
     run.add_argument("--timeout", type=float, metavar="SECONDS", help="how long the command may take")
+    run.add_argument(
+        "--lost-after",
+        type=float,
+        default=15.0,
+        metavar="SECONDS",
+        help="how long the coordinator or an exporter may be away (default 15)",
+    )
     run.add_argument("--priority", type=float, default=0.0, help="before those with less (default 0)")
     run.add_argument("--results", type=Path, metavar="DIR", help="where to put the log and the reports")
     run.add_argument("--kernelci-job", type=Path, metavar="FILE", help="a pull-lab job of KernelCI, instead of --")
@@ -163,7 +171,7 @@ def _sweep(args: argparse.Namespace, out: Output) -> dict[str, Any]:
 
 
 def _run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
-    from lab.farm.runner import Job, Runner, check_command
+    from lab.farm.runner import Job, Runner, check_command, is_pytest
 
     address = state.coordinator_address(args.coordinator)
     if args.kernelci_job is not None:
@@ -185,8 +193,9 @@ def _run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         wait=args.wait,
         timeout=args.timeout,
         priority=args.priority,
+        lost_after=args.lost_after,
         results=args.results,
-        variables=board_variables(args, filters, out),
+        variables=board_variables(args, filters, out) if is_pytest(command) else {},
     )
     record = Runner(job, out).run()
     ok = record.code == 0
@@ -212,9 +221,10 @@ def board_variables(args: argparse.Namespace, filters: dict[str, str], out: Outp
     """
     variables = {"NPULAB_MEMORY": args.memory, "NPULAB_DTB": args.dtb, "NPULAB_KERNEL": args.kernel}
     virtual = filters.get("board") == "virt" or filters.get("virtual") or filters.get("name", "").startswith("virt-")
-    if args.artifacts is not None or virtual:
+    chosen = args.artifacts or os.environ.get("NPULAB_ARTIFACTS")
+    if chosen or virtual:
         from lab.virt.select import find_artifacts, find_dtb
 
-        artifacts = find_artifacts(args.artifacts, args.kernel, out)
+        artifacts = find_artifacts(chosen, args.kernel, out)
         variables |= {"NPULAB_ARTIFACTS": str(artifacts.root), "NPULAB_DTB": str(find_dtb(artifacts, args.dtb))}
     return variables

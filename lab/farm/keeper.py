@@ -41,6 +41,7 @@ ACQUIRE_TRIES = 3
 GRACE_SECONDS = 20.0
 """How long a command has after SIGINT, and again after SIGTERM, to put its board away."""
 ORPHAN_SECONDS = 10.0
+"""What `lab.farm.launch` did not end; it does that itself unless it is killed."""
 RELEASE_SECONDS = 20.0
 
 
@@ -117,6 +118,7 @@ class Keeper:
         self.lease = state.Lease(wish.coordinator, wish.owner, keeper=os.getpid())
         self.path = state.lease_path(wish.identity)
         self._away_since: float | None = None
+        self._known = False  # whether the coordinator has heard of us
 
     @contextmanager
     def _leased(self) -> Iterator[None]:
@@ -135,18 +137,26 @@ class Keeper:
         """Everything."""
         try:
             with self._leased():
-                self.client.start()
-                place = self._acquire(self._wait_turn())
-                emit("acquired", place=place.name, tags=dict(place.tags), token=self.lease.token)
-                while (order := self.orders.wait(CHECK_SECONDS)) is None:
-                    self._check_place(place)
-                self._command(Command(**order["run"]), place)
-        except Stopped:
-            pass
+                self._use()
         except KitError as error:
             emit("error", code=int(error.code), message=error.message, hint=error.hint)
         finally:
             self.client.close()
+
+    def _use(self) -> None:
+        """From the session to the command's end; what went wrong is told before the release."""
+        try:
+            self.client.start()
+            self._known = True
+            place = self._acquire(self._wait_turn())
+            emit("acquired", place=place.name, tags=dict(place.tags), token=self.lease.token)
+            while (order := self.orders.wait(CHECK_SECONDS)) is None:
+                self._check_place(place)
+            self._command(Command(**order["run"]), place)
+        except Stopped:
+            pass
+        except KitError as error:
+            emit("error", code=int(error.code), message=error.message, hint=error.hint)
 
     # getting the place
     def _check_wish(self) -> None:
@@ -156,7 +166,9 @@ class Keeper:
         if any(wanted.items() <= {**place.tags, "name": place.name}.items() for place in places):
             return
         words = " ".join(f"{key}={value}" for key, value in wanted.items())
-        known = "; ".join(f"{place.name} ({' '.join(f'{k}={v}' for k, v in place.tags.items())})" for place in places)
+        known = "; ".join(
+            f"{place.name} ({' '.join(f'{k}={v}' for k, v in sorted(place.tags.items()))})" for place in places
+        )
         raise KitError(ExitCode.NO_DEVICE, f"no place has {words}", f"places: {known or 'none'}")
 
     def _wait_turn(self) -> str:
@@ -283,8 +295,8 @@ class Keeper:
 
     # giving it back
     def _release(self) -> None:
-        deadline = time.monotonic() + RELEASE_SECONDS
-        while True:
+        deadline = time.monotonic() + min(RELEASE_SECONDS, max(1.0, self.wish.lost_after))
+        while self._known:
             try:
                 places = state.end_lease(self.client, self.lease)
             except KitError as error:
@@ -297,6 +309,8 @@ class Keeper:
             self.path.unlink(missing_ok=True)
             emit("released", places=places)
             return
+        self.path.unlink(missing_ok=True)
+        emit("released", places=[])
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -321,9 +335,9 @@ def main() -> int:
     def stop(*_: object) -> None:
         orders.closed = True
 
-    # Ctrl-C is the runner's affair; it tells us
+    # Ctrl-C is the runner's affair; it tells us. Handlers, because what is ignored stays ignored in the command
     for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, lambda *_: None)
     signal.signal(signal.SIGTERM, stop)
     try:
         wish = orders.wait(60.0)
