@@ -140,6 +140,39 @@ class Graph:
         result = self._like(x, "conv2d", (*shape, weights.shape[0]), output)
         return self._weighted("conv2d", x, weights, bias, w_scale, activation, attributes, result)
 
+    def conv_transpose2d(
+        self,
+        x: Tensor,
+        weights: Array,
+        bias: Array | None = None,
+        *,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        w_scale: float | Array = 1.0,
+        w_zero_point: int = 0,
+        activation: str = "none",
+        **output: Any,
+    ) -> Tensor:
+        """``weights`` [OC, KH, KW, C]; ``padding`` is cut off the result, ``output_padding`` stays below and right."""
+        attributes: dict[str, Any] = {
+            "stride": pair("stride", stride),
+            "padding": pads(padding),
+            "output_padding": pair("output_padding", output_padding),
+            "w_zero_point": int(w_zero_point),
+        }
+        cut, more = attributes["padding"], attributes["output_padding"]
+        sizes = [
+            (x.shape[1 + axis] - 1) * attributes["stride"][axis]
+            + weights.shape[1 + axis]
+            - cut[axis]
+            - cut[axis + 2]
+            + more[axis]
+            for axis in (0, 1)
+        ]
+        result = self._like(x, "conv_transpose2d", (x.shape[0], *sizes, weights.shape[0]), output)
+        return self._weighted("conv_transpose2d", x, weights, bias, w_scale, activation, attributes, result)
+
     def linear(
         self,
         x: Tensor,

@@ -14,8 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from rknpu_userspace.ops import pool, reference
+from rknpu_userspace.quant import INT8_MAX, INT8_MIN
 
-from . import fixed
+from . import fixed, resize
 from .ir import Node, Tensor
 
 Array = npt.NDArray[Any]
@@ -153,14 +154,23 @@ def _stored(tensor: Tensor, values: Array) -> Array:
         return values.astype(tensor.dtype)
     units = values / tensor.scale
     rounded = np.copysign(np.floor(np.abs(units) + 0.5), units) + tensor.zero_point
-    result: Array = np.clip(rounded, -128, 127).astype(np.int8)
+    result: Array = np.clip(rounded, INT8_MIN, INT8_MAX).astype(np.int8)
     return result
 
 
 def _softmax(node: Node, x: Array) -> Array:
-    wide = _real(node.inputs[0], x) * node.attributes["beta"]
-    powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
-    return _stored(node.output, powers / powers.sum(axis=-1, keepdims=True))
+    """int8: powers from a table, sums one after the other, all in float32 (optimized_ops::Softmax)."""
+    source, out, beta = node.inputs[0], node.output, node.attributes["beta"]
+    if source.dtype != "int8" or out.dtype != "int8":
+        wide = _real(source, x) * beta
+        powers = np.exp(wide - wide.max(axis=-1, keepdims=True))
+        return _stored(out, powers / powers.sum(axis=-1, keepdims=True))
+    table = np.exp((np.arange(256) * -(np.float32(source.scale) * np.float32(beta))).astype(np.float32))
+    powers = table[x.max(axis=-1, keepdims=True).astype(np.int16) - x]
+    total = np.cumsum(powers, axis=-1, dtype=np.float32)[..., -1:] * np.float32(out.scale)
+    units = powers * (np.float32(1) / total) + np.float32(0.5)
+    result: Array = np.clip(np.floor(units) + out.zero_point, INT8_MIN, INT8_MAX).astype(np.int8)
+    return result
 
 
 def _pad(node: Node, x: Array) -> Array:
@@ -181,8 +191,32 @@ def _concat(node: Node, *inputs: Array) -> Array:
     return _finish(whole, node) if out.dtype == "int8" else _float(whole, node)
 
 
+def _slice(node: Node, x: Array) -> Array:
+    cuts = tuple(slice(first, None if stop < 0 else stop, step) for first, stop, step in node.attributes["cuts"])
+    return np.ascontiguousarray(x[cuts])
+
+
+def _resize(node: Node, x: Array) -> Array:
+    method = {"nearest": resize.nearest, "bilinear": resize.bilinear}[node.attributes["method"]]
+    corners, half = bool(node.attributes["align_corners"]), bool(node.attributes["half_pixel"])
+    return method(x, node.output.shape[1], node.output.shape[2], corners, half)
+
+
+def _transposed(node: Node, x: Array) -> Array:
+    """conv_transpose2d."""
+    source, out = node.inputs[0], node.output
+    options = {name: node.attributes[name] for name in ("stride", "padding", "output_padding")}
+    weights, bias = node.constants["weights"], node.constants.get("bias")
+    if source.dtype != "int8":
+        return _float(reference.conv_transpose2d(x, weights, bias, out_dtype="float64", **options), node)
+    options |= {"x_zero_point": source.zero_point, "w_zero_point": node.attributes.get("w_zero_point", 0)}
+    sums = reference.conv_transpose2d(x, weights, bias, out_dtype="int32", **options)
+    return _finish(fixed.multiply(sums, *_multipliers(node)) + out.zero_point, node)
+
+
 KERNELS: dict[str, Callable[..., Array]] = {
     "conv2d": _weighted,
+    "conv_transpose2d": _transposed,
     "linear": _weighted,
     "add": _binary,
     "sub": _binary,
@@ -193,6 +227,8 @@ KERNELS: dict[str, Callable[..., Array]] = {
     "max_pool": _max_pool,
     "requantize": _requantize,
     "softmax": _softmax,
+    "slice": _slice,
+    "resize": _resize,
     "pad": _pad,
     "concat": _concat,
     "table": lambda node, x: node.constants["values"][x.astype(np.int16) + 128],

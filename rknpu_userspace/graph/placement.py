@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from .common import Lowering
 from .ir import Node, Tensor
-from .lowering import Lowering, Reshape, lower
+from .lowering import Reshape, lower
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,9 +18,10 @@ from rknpu_userspace.ops.steps import Cube, Step
 from rknpu_userspace.program import Program, RunStats, Spec, Unit
 
 from . import host
+from .common import Lowering, cube_of
 from .graph import Graph
 from .ir import Node, Tensor
-from .lowering import Concat, Lowering, Reshape, cube_of
+from .lowering import Concat, Reshape
 from .passes import simplify
 from .placement import Placed, Segment, place, segments
 

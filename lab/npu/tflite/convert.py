@@ -164,9 +164,23 @@ class _Converter:
             own["clamp"] = clamp_of(_ACTIVATIONS[activation], result)
         self.put(self._graph.node(kind, inputs, result, own, constants, result.name))
 
-    def put(self, tensor: Tensor) -> None:
-        """Note the operator's result."""
-        self._values[self._operator.outputs[0]] = tensor
+    def put(self, tensor: Tensor, index: int = 0) -> None:
+        """Note one of the operator's results."""
+        self._values[self._operator.outputs[index]] = tensor
+
+    def cut(self, x: Tensor, cuts: Sequence[tuple[int, int, int]], index: int = 0) -> None:
+        """A part of a tensor as a result: (first, stop, step) of every dimension; a negative stop is the end."""
+        out = self._tensor(self._operator.outputs[index])
+        shape = tuple(
+            len(range(size)[slice(a, None if b < 0 else b, c)]) for size, (a, b, c) in zip(x.shape, cuts, strict=True)
+        )
+        attributes = {"cuts": tuple(cuts)}
+        if shape == out.shape:
+            self.put(self._graph.node("slice", [x], out, attributes, name=out.name), index)
+            return
+        inner = replace(out, name=f"{out.name}/cut", shape=shape, unsigned=False)
+        self._graph.node("slice", [x], inner, attributes, name=inner.name)
+        self.put(self._graph.node("reshape", [inner], out, name=out.name), index)
 
     def reshape(self, x: Tensor, shape: Sequence[int], suffix: str) -> Tensor:
         """A reshape in front of or behind the operator's own node."""
@@ -321,6 +335,70 @@ def _concat(c: _Converter) -> None:
     c.emit("concat", inputs, {"axis": axis}, activation=options.FusedActivationFunction())
 
 
+def _slice(c: _Converter) -> None:
+    x = c.quantised()
+    begin, size = c.constant(1).reshape(-1), c.constant(2).reshape(-1)
+    c.cut(x, [(int(a), int(a + n) if n >= 0 else -1, 1) for a, n in zip(begin, size, strict=True)])
+
+
+def _strided_slice(c: _Converter) -> None:
+    x = c.quantised()
+    options = c.options("StridedSliceOptions")
+    if options.EllipsisMask() or options.NewAxisMask():
+        raise ValueError("an ellipsis or a new axis")
+    begin, end, step = (c.constant(index).reshape(-1) for index in (1, 2, 3))
+    if (step < 1).any():
+        raise ValueError("a negative stride")
+    cuts = []
+    for axis, size in enumerate(x.shape):
+        if axis >= len(begin):
+            cuts.append((0, size, 1))
+            continue
+        first = 0 if options.BeginMask() >> axis & 1 else int(begin[axis]) % size if begin[axis] < size else size
+        last = size if options.EndMask() >> axis & 1 else int(end[axis]) + size * int(end[axis] < 0)
+        if options.ShrinkAxisMask() >> axis & 1:
+            last = first + 1
+        cuts.append((first, min(last, size), int(step[axis])))
+    c.cut(x, cuts)
+
+
+def _split(c: _Converter) -> None:
+    axis, x = int(c.constant(0).reshape(-1)[0]), c.quantised(1)
+    axis %= len(x.shape)
+    count = len(c._operator.outputs)
+    step = x.shape[axis] // count
+    for index in range(count):
+        cuts = [(0, size, 1) for size in x.shape]
+        cuts[axis] = (index * step, (index + 1) * step, 1)
+        c.cut(x, cuts, index)
+
+
+def _resize(c: _Converter, method: str) -> None:
+    x = _image(c)
+    options = c.options("ResizeBilinearOptions" if method == "bilinear" else "ResizeNearestNeighborOptions")
+    corners, half = int(options.AlignCorners()), int(options.HalfPixelCenters())
+    c.emit("resize", [x], {"method": method, "align_corners": corners, "half_pixel": half})
+
+
+def _transposed(c: _Converter) -> None:
+    options = c.options("TransposeConvOptions")
+    x, out = c.quantised(2), c.out
+    weights, scales, zero_point = c.weights(1)
+    stride = options.StrideH(), options.StrideW()
+    full = [(x.shape[1 + axis] - 1) * stride[axis] + weights.shape[1 + axis] for axis in (0, 1)]
+    cut = [max(0, full[axis] - out.shape[1 + axis]) for axis in (0, 1)]
+    if options.Padding() != 0 and any(cut):
+        raise ValueError(f"an output of {out.shape} with VALID padding")
+    before = [size // 2 for size in cut]
+    padding = (before[0], before[1], cut[0] - before[0], cut[1] - before[1])
+    more = tuple(max(0, out.shape[1 + axis] - full[axis]) for axis in (0, 1))
+    attributes = {"stride": stride, "padding": padding, "output_padding": more, "w_zero_point": zero_point}
+    constants = {"weights": weights, "w_scale": scales}
+    if c.has(3):
+        constants["bias"] = c.constant(3).astype(np.int32)
+    c.emit("conv_transpose2d", [x], attributes, constants, options.FusedActivationFunction())
+
+
 def _softmax(c: _Converter) -> None:
     c.emit("softmax", [c.quantised()], {"beta": float(c.options("SoftmaxOptions").Beta())})
 
@@ -355,6 +433,7 @@ def _leaky_relu(c: _Converter) -> None:
 _HANDLERS: dict[str, Callable[[_Converter], None]] = {
     "CONV_2D": lambda c: _conv(c, False),
     "DEPTHWISE_CONV_2D": lambda c: _conv(c, True),
+    "TRANSPOSE_CONV": _transposed,
     "FULLY_CONNECTED": _linear,
     "ADD": lambda c: _binary(c, "add", "AddOptions"),
     "SUB": lambda c: _binary(c, "sub", "SubOptions"),
@@ -372,6 +451,11 @@ _HANDLERS: dict[str, Callable[[_Converter], None]] = {
     "PADV2": _pad,
     "CONCATENATION": _concat,
     "TRANSPOSE": _transpose,
+    "SLICE": _slice,
+    "STRIDED_SLICE": _strided_slice,
+    "SPLIT": _split,
+    "RESIZE_NEAREST_NEIGHBOR": lambda c: _resize(c, "nearest"),
+    "RESIZE_BILINEAR": lambda c: _resize(c, "bilinear"),
     "QUANTIZE": _quantize,
     "DEQUANTIZE": lambda c: c.emit("dequantize", [c.quantised()]),
     "RELU": lambda c: c.emit("requantize", [c.quantised()], activation=1),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tflite_network import INT8, UINT8, Network, interpret
+from tflite_network import INT8, UINT8, Network, byte, interpret, word
 
 from lab.npu import tflite
 from rknpu_userspace.device import open_device
@@ -88,14 +88,60 @@ def test_operators_that_move_data(tmp_path: Path) -> None:
     c = net.operator(
         "CONCATENATION", [x, x], net.tensor((1, 8, 20, 16), *net.quantisation[x]), "ConcatenationOptions", {}
     )
-    from tflite_network import word
-
     d = net.tensor((1, 8, 10, 32), *net.quantisation[x])
     net.operator("CONCATENATION", [x, x], d, "ConcatenationOptions", {0: word(3)})
     e = net.like("TRANSPOSE", x, (1, 10, 8, 16), [net.indices([0, 2, 1, 3])], "TransposeOptions")
     f = net.like("RESHAPE", x, (80, 16), [net.indices([80, 16])], "ReshapeOptions")
     del c
     compare(net, [b, d, e, f], tmp_path / "model.tflite")
+
+
+def test_slices(tmp_path: Path) -> None:
+    net = Network((1, 9, 10, 24), 7)
+    x = net.input
+    cuts = [net.indices([0, 1, 2, 8]), net.indices([1, 5, -1, 9])]
+    a = net.like("SLICE", x, (1, 5, 8, 9), cuts, "SliceOptions", {})
+    cuts = [net.indices([0, 1, 0, -16]), net.indices([0, 9, -2, 24]), net.indices([1, 2, 1, 1])]
+    fields = {0: word(1), 1: word(1), 4: word(0)}
+    b = net.like("STRIDED_SLICE", x, (1, 4, 8, 16), cuts, "StridedSliceOptions", fields)
+    cuts = [net.indices([0, 3]), net.indices([1, 4]), net.indices([1, 1])]
+    c = net.like("STRIDED_SLICE", x, (1, 10, 24), cuts, "StridedSliceOptions", {0: word(1), 1: word(1), 4: word(2)})
+    parts = [net.tensor((1, 9, 10, 8), *net.quantisation[x]) for _ in range(3)]
+    net.operator("SPLIT", [net.indices(3), x], parts[0], "SplitOptions", {0: word(3)})
+    net.operators[-1].fields[2] = np.array(parts, "<i4")
+    compare(net, [a, b, c, *parts[1:]], tmp_path / "model.tflite")
+
+
+@pytest.mark.parametrize("code", ["RESIZE_NEAREST_NEIGHBOR", "RESIZE_BILINEAR"])
+@pytest.mark.parametrize("flags", [(0, 0), (1, 0), (0, 1)], ids=["plain", "corners", "half"])
+@pytest.mark.parametrize("size", [(14, 21), (5, 4), (7, 1)])
+def test_resizing(code: str, flags: tuple[int, int], size: tuple[int, int], tmp_path: Path) -> None:
+    net = Network((1, 7, 9, 5), 8)
+    first = 2 if code == "RESIZE_BILINEAR" else 0
+    fields = {first: byte(flags[0]), first + 1: byte(flags[1])}
+    options = "ResizeBilinearOptions" if first else "ResizeNearestNeighborOptions"
+    y = net.like(code, net.input, (1, *size, 5), [net.indices(size)], options, fields)
+    compare(net, [y], tmp_path / "model.tflite")
+
+
+@pytest.mark.parametrize("same", [True, False])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "zero"), [(3, 2, 0), (4, 2, 3), (2, 2, 0), (4, 4, 0), (3, 1, 3), (5, 3, 0)]
+)
+def test_transposed_convolution(kernel: int, stride: int, same: bool, zero: int, tmp_path: Path) -> None:
+    """In one piece on the NPU where the inserted zeros are zeros, else on the host."""
+    net = Network((1, 6, 7, 16), 9)
+    net.quantisation[0] = (0.02, zero)
+    net.tensors[0][4].fields[3] = np.array([zero], "<i8")
+    weights, _ = net.weights((12, kernel, kernel, 16), False, 0)
+    spare = 0 if same else max(0, kernel - stride)
+    shape = (1, 6 * stride + spare, 7 * stride + spare, 12)
+    fields = {0: byte(not same), 1: word(stride), 2: word(stride)}
+    inputs = [net.indices(shape), weights, net.input]
+    y = net.spread("TRANSPOSE_CONV", inputs, shape, "TransposeConvOptions", fields)
+    program = compare(net, [y], tmp_path / "model.tflite")
+    if zero == 0 and stride != 3:
+        assert [layer.unit for layer in program.layers] == ["npu"]
 
 
 @pytest.mark.parametrize("code", ["LOGISTIC", "TANH", "HARD_SWISH", "RELU", "RELU6", "LEAKY_RELU"])

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: MIT
+"""Convolutions, linear layers and pooling on the NPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from rknpu_userspace.ops import pool, reference
+from rknpu_userspace.ops.conv2d import Conv2d
+from rknpu_userspace.ops.convolution import effective_bias
+from rknpu_userspace.ops.elementwise import Binary
+from rknpu_userspace.ops.pool import average_pool
+from rknpu_userspace.ops.steps import ConvStep, Cube, FlyingStep, Step
+from rknpu_userspace.ops.transposed import ConvTranspose2d
+from rknpu_userspace.plan import make_plan
+from rknpu_userspace.quant import INT8_MAX, INT8_MIN
+
+from .channels import balance
+from .common import clamped, relu_of, single
+from .ir import Node
+
+Array = npt.NDArray[Any]
+MAX_CHANNEL_ERROR = 1.0
+"""Steps of the output by which scales per channel may put results off, see ``channels``."""
+
+
+def multipliers(node: Node) -> float | Array:
+    """Input scale x weight scale / output scale: a number, or a vector when the channels differ."""
+    w_scale = node.constants["w_scale"].astype(np.float64)
+    values: Array = w_scale * node.inputs[0].scale / node.output.scale
+    return float(values[0]) if (values == values[0]).all() else values
+
+
+def balanced(weights: Array, options: dict[str, Any]) -> Array:
+    """Weights, and bias and scales among the options, as far as 16-bit multipliers can express them."""
+    if options["w_zero_point"]:
+        raise ValueError("scales per channel, and a zero point of the weights")
+    found = balance(weights, options["bias"], options["scale"])
+    if found.error > MAX_CHANNEL_ERROR:
+        raise ValueError(f"the channels' scales differ so much that results may be off by {found.error:.1f}")
+    options |= {"bias": found.bias, "scale": found.scale}
+    return found.weights
+
+
+class OneConvolution:
+    """A node that is one convolution of one image."""
+
+    _node: Node
+    operation: Conv2d
+
+    def _end(self) -> None:
+        """The activation behind the sums; ValueError when the NPU can not do it alone."""
+        relu, bound = relu_of(self._node, self.operation.post.common)
+        self.operation.post = replace(self.operation.post, relu=relu, bound=bound)
+        plan = make_plan(self.operation.problem(), 1, whole_sums=True)
+        effective_bias(plan, self.operation.constants)
+
+    def steps(self, reads: Sequence[Cube], target: Cube) -> list[Step]:
+        """See Lowering."""
+        return [ConvStep(self._node.name, self.operation, reads[0], target)]
+
+
+class Convolution(OneConvolution):
+    """conv2d and linear: one direct or depthwise convolution, other groups with zeros between them."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        x = single(node)
+        weights = node.constants["weights"]
+        if node.kind == "linear":
+            shape: tuple[int, ...] = (1, x.pixels, 1, x.channels)
+            weights = weights[:, None, None, :]
+        else:
+            shape = x.shape
+        attributes = node.attributes
+        groups = attributes.get("groups", 1)
+        w_zero_point = attributes.get("w_zero_point", 0)
+        if groups > 1 and not groups == shape[3] == len(weights):
+            weights, groups = dense(weights, groups, w_zero_point), 1
+        options: dict[str, Any] = {
+            name: attributes[name] for name in ("stride", "padding", "dilation") if name in attributes
+        }
+        options |= {"bias": node.constants.get("bias"), "groups": groups}
+        if x.dtype == "int8":
+            options |= {"x_zero_point": x.zero_point, "w_zero_point": w_zero_point}
+            options |= {"scale": multipliers(node), "out_zero_point": node.output.zero_point}
+            if isinstance(options["scale"], np.ndarray):
+                weights = balanced(weights, options)
+        else:
+            options["out_dtype"] = "float16"
+        self.operation = Conv2d(weights, shape, **options)
+        self._options = options
+        self._end()
+
+    def reference(self, *inputs: Array) -> Array:
+        """See Lowering."""
+        operation = self.operation
+        names = ("stride", "padding", "dilation", "groups", "x_zero_point", "w_zero_point")
+        result = reference.conv2d(
+            inputs[0].reshape(operation.in_shape),
+            operation.weights,
+            operation.bias,
+            requant=operation.post.requant,
+            out_dtype=operation.out,
+            **{name: self._options[name] for name in names if name in self._options},
+        )
+        return clamped(self._node, result).reshape(self._node.output.shape)
+
+
+def dense(weights: Array, groups: int, fill: int) -> Array:
+    """Weights of a convolution in groups as those of one over all channels; ``fill`` stands for zero."""
+    outputs, height, width, per_group = weights.shape
+    wide = np.full((outputs, height, width, per_group * groups), fill, weights.dtype)
+    step = outputs // groups
+    for group in range(groups):
+        rows = slice(group * step, (group + 1) * step)
+        wide[rows, :, :, group * per_group : (group + 1) * per_group] = weights[rows]
+    return wide
+
+
+class Transposed(OneConvolution):
+    """A convolution that inserts zeros between the pixels of its input, which have to be zero there as well."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        x = single(node)
+        attributes = node.attributes
+        names = ("stride", "padding", "output_padding")
+        options: dict[str, Any] = {name: attributes[name] for name in names}
+        options["bias"] = node.constants.get("bias")
+        if x.dtype == "int8":
+            options |= {"x_zero_point": x.zero_point, "w_zero_point": attributes.get("w_zero_point", 0)}
+            options |= {"scale": multipliers(node), "out_zero_point": node.output.zero_point}
+        else:
+            options["out_dtype"] = "float16"
+        weights = node.constants["weights"]
+        if isinstance(options.get("scale"), np.ndarray):
+            weights = balanced(weights, options)
+        whole = ConvTranspose2d(weights, x.shape, **options)
+        if whole.inserted is None:
+            raise ValueError("a transposed convolution in several phases, whose pixels the host has to put together")
+        self.operation = whole.inserted
+        self._weights, self._options = weights, {**options, "requant": self.operation.post.requant}
+        self._end()
+
+    def reference(self, *inputs: Array) -> Array:
+        """See Lowering."""
+        options = {name: value for name, value in self._options.items() if name not in ("scale", "out_zero_point")}
+        options["out_dtype"] = self.operation.out
+        return clamped(self._node, reference.conv_transpose2d(inputs[0], self._weights, **options))
+
+
+class AveragePool(OneConvolution):
+    """A depthwise convolution with ones."""
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        x = single(node)
+        if any(node.attributes["padding"]):
+            raise ValueError("windows at the border have fewer elements to average")
+        options: dict[str, Any] = {"stride": node.attributes["stride"]}
+        if x.dtype == "int8":
+            options |= {"scale": x.scale / node.output.scale, "x_zero_point": x.zero_point}
+            options["out_zero_point"] = node.output.zero_point
+        self.operation = average_pool(x.dtype, x.shape, node.attributes["kernel"], **options)
+        self._end()
+
+    def reference(self, *inputs: Array) -> Array:
+        """See Lowering."""
+        operation = self.operation
+        result = reference.conv2d(
+            inputs[0],
+            operation.weights,
+            stride=operation.stride,
+            groups=operation.groups,
+            x_zero_point=operation.x_zero_point,
+            requant=operation.post.requant,
+            out_dtype=operation.out,
+        )
+        return clamped(self._node, result)
+
+
+class MaxPool:
+    """Maximum along the lines, then along the columns, of shifted copies: the PPU's interrupts reach no driver.
+
+    A copy is a depthwise convolution with a single one in its kernel, which also does stride and padding; the maximum
+    of two copies is an element-wise task. All of it ends with the interrupt that the mainline driver waits for.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._x = single(node)
+        if self._x.dtype != "int8":
+            raise TypeError("maxima of float16 windows: padding would be zeros")
+        kernel, stride = node.attributes["kernel"], node.attributes["stride"]
+        top, left, bottom, right = node.attributes["padding"]
+        self._across = [
+            self._copy(self._x.shape, 1, tap, kernel, stride, (0, left, 0, right)) for tap in range(kernel[1])
+        ]
+        shape = self._across[0].out_shape
+        self._down = [self._copy(shape, 0, tap, kernel, stride, (top, 0, bottom, 0)) for tap in range(kernel[0])]
+        if node.clamp != (INT8_MIN, INT8_MAX):
+            raise ValueError("an activation behind a maximum")
+        for operation in (*self._across, *self._down):
+            make_plan(operation.problem(), 1, whole_sums=True)
+
+    @staticmethod
+    def _copy(
+        shape: Sequence[int], axis: int, tap: int, kernel: Sequence[int], stride: Sequence[int], edges: Sequence[int]
+    ) -> Conv2d:
+        """Element ``tap`` of every window along an axis; what is outside counts as the least int8."""
+        size = [1, 1]
+        size[axis] = kernel[axis]
+        steps = [1, 1]
+        steps[axis] = stride[axis]
+        weights = np.zeros((shape[3], *size, 1), np.int8)
+        weights.reshape(shape[3], -1)[:, tap] = 1
+        least: dict[str, Any] = {"x_zero_point": INT8_MIN, "out_zero_point": INT8_MIN}
+        return Conv2d(weights, shape, groups=shape[3], stride=steps, padding=edges, scale=1.0, **least)
+
+    def steps(self, reads: Sequence[Cube], target: Cube) -> list[Step]:
+        """See Lowering."""
+        steps: list[Step] = []
+        middle = self._maximum(steps, self._across, reads[0], None)
+        self._maximum(steps, self._down, middle, target)
+        return steps
+
+    def _maximum(self, steps: list[Step], copies: Sequence[Conv2d], source: Cube, target: Cube | None) -> Cube:
+        _, height, width, channels = copies[0].out_shape
+        name = self._node.name
+        best: Cube | None = None
+        for index, operation in enumerate(copies):
+            is_last = index == len(copies) - 1
+            copy = target if is_last and best is None and target else Cube(height * width, channels, "int8")
+            steps.append(ConvStep(f"{name}: shift {index + 1} of {len(copies)}", operation, source, copy))
+            if best is None:
+                best = copy
+                continue
+            result = target if is_last and target else Cube(height * width, channels, "int8")
+            flow = Binary("max", "int8", (height * width, channels)).flow()
+            steps.append(FlyingStep(f"{name}: maximum {index} of {len(copies) - 1}", flow, (best, copy), result))
+            best = result
+        if best is None:
+            raise ValueError("a window without elements")
+        return best
+
+    def reference(self, *inputs: Array) -> Array:
+        """See Lowering."""
+        attributes = self._node.attributes
+        return pool.reference("max", inputs[0], attributes["kernel"], attributes["stride"], attributes["padding"])
