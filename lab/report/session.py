@@ -21,6 +21,8 @@ from lab.report.record import Recorder
 from lab.report.trouble import BROKEN, ConsoleWatch, hang, infrastructure
 
 RECORDER: pytest.StashKey[Recorder] = pytest.StashKey()
+RECOVERIES = 3
+"""How often a board that has gone silent is switched off and on again in a run; a boot takes up to two minutes."""
 KEPT_RECORDS = 300
 """Kernel messages kept with a test that did not pass."""
 KEPT_DETAIL = 20_000
@@ -72,6 +74,8 @@ class Session:
         self._strategy: Any = None
         self._previous = "the board's start"
         self._trailing: list[str] | None = None
+        self._lost = False
+        self._recoveries = 0
         self._sink: Path | None = None
         self.facts: dict[str, Any] = {}
         self._chosen: Path | None = config.getoption("--npulab-expectations")
@@ -116,6 +120,35 @@ class Session:
         if self._chosen is None:
             name = self.facts["board"]["name"]
             self._known = expectations.load(name) if name in expectations.names() else []
+
+    def recover(self) -> None:
+        """Switch a board that has gone silent off and on again, so that the tests that follow say something."""
+        self._recoveries += 1
+        if self._strategy is None or self._recoveries > RECOVERIES:
+            raise KitError(
+                ExitCode.INFRASTRUCTURE,
+                f"the board went silent and was given up before this test ({self._previous} was the last)",
+                "see the first test that failed, and the console's log",
+            )
+        state = self._strategy.status
+        message = f"the board went silent during {self._previous} and was switched off and on"
+        self.write({"kind": "trouble", "message": message})
+        self._strategy.transition("off")
+        self._strategy.transition(state)
+        forget = getattr(self._board, "forget", None)
+        if forget is not None:
+            forget()
+        self._journal = Journal(self._board)
+        self._journal.cut("after the board went silent")
+        self._lost = False
+
+    def _cut(self, log: KernelLog, title: str) -> None:
+        """Read the kernel's log; what the transport raises passes through, and the board counts as lost."""
+        try:
+            log.refresh(title)
+        except Exception:
+            self._lost = True
+            raise
 
     def log(self, item: pytest.Item) -> KernelLog | None:
         """The test's part of the kernel's log."""
@@ -167,8 +200,10 @@ class Session:
         if attempt.expectation is not None and attempt.expectation.expect == "skip":
             pytest.skip(attempt.expectation.reason)
         self._watch.start()
+        if self._lost:
+            self.recover()
         between = KernelLog(self._journal, self._previous)
-        between.refresh(f"begin {item.nodeid}")
+        self._cut(between, f"begin {item.nodeid}")
         attempt.log = KernelLog(self._journal, item.nodeid)
         for mark in item.iter_markers("expect_kernel"):
             for pattern in mark.args:
@@ -185,7 +220,7 @@ class Session:
         if attempt.log is None:
             return
         try:
-            attempt.log.refresh(f"failed {item.nodeid}")
+            self._cut(attempt.log, f"failed {item.nodeid}")
         except Exception as error:  # noqa: BLE001 - any transport's own error means the same: it does not answer
             attempt.silent = str(error) or type(error).__name__
 
@@ -194,7 +229,7 @@ class Session:
         log = self._attempt(item).log
         if log is None:
             return
-        log.refresh(f"end {item.nodeid}")
+        self._cut(log, f"end {item.nodeid}")
         found = log.problems()
         if found:
             pytest.fail("the kernel said:\n" + "\n".join(found), pytrace=False)

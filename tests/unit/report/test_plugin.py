@@ -282,6 +282,74 @@ def test_an_expectation_of_no_test_stops_the_run(tmp_path: Path) -> None:
     assert "there is no test" not in text
 
 
+RECOVERING = """
+class State:
+    name = "shell"
+
+class Strategy:
+    status = State
+    switched = []
+
+    def transition(self, state):
+        self.switched.append(state)
+        if state is State:
+            BOARD.dead = len(self.switched) > LIMIT
+            BOARD.restart()
+
+LIMIT = 100
+STRATEGY = Strategy()
+
+@pytest.fixture(scope="session", autouse=True)
+def board(request):
+    attach(request.config, BOARD, STRATEGY)
+    return BOARD
+"""
+
+FRAGILE = """
+import pytest
+
+def test_panics(board):
+    with open(PLACE + "/console_main", "a") as log:
+        log.write("[    9.0] Kernel panic - not syncing: Oops: Fatal exception\\r\\n")
+    board.dead = True
+    raise ConnectionResetError("gone")
+
+def test_next():
+    pass
+
+def test_silent(board):
+    board.dead = True
+
+@pytest.mark.parametrize("number", range(6))
+def test_more(number):
+    pass
+"""
+
+
+def test_a_silent_board_is_brought_back(tmp_path: Path) -> None:
+    (tmp_path / "console_main").write_text("booted\n")
+    tests = f"PLACE = {str(tmp_path)!r}\n{FRAGILE}"
+    code, text = run_pytest(tmp_path, tests, conftest=CONFTEST + RECOVERING)
+    assert code == 1, text
+    found = outcomes(tmp_path)
+    assert [line["outcome"] for line in found.values()] == ["failed", "passed", "error", *["passed"] * 6], text
+    assert "Kernel panic - not syncing" in found["test_panics"]["detail"]
+    trouble = [line["message"] for line in lines(tmp_path) if line["kind"] == "trouble"]
+    assert len(trouble) == 2
+    assert "test_panics and was switched off and on" in trouble[0]
+
+
+def test_a_board_that_stays_silent_is_given_up(tmp_path: Path) -> None:
+    tests = f"PLACE = {str(tmp_path)!r}\n{FRAGILE}"
+    conftest = CONFTEST + RECOVERING.replace("LIMIT = 100", "LIMIT = 0")
+    code, text = run_pytest(tmp_path, tests, conftest=conftest)
+    assert code == 1, text
+    found = list(outcomes(tmp_path).values())
+    assert [line["outcome"] for line in found] == ["failed", *["error"] * 8]
+    assert "was given up" in found[-1]["message"]
+    assert sum(line["kind"] == "trouble" for line in lines(tmp_path)) == 3
+
+
 def test_a_value_that_is_no_number_is_the_tests_fault(tmp_path: Path) -> None:
     code, text = run_pytest(tmp_path, 'def test_x(measure):\n    measure("rate", float("nan"), "jobs/s")\n')
     assert code == 1
