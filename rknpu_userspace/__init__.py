@@ -21,13 +21,16 @@ if TYPE_CHECKING:
     from .errors import DeviceError, JobError, NpuError
     from .graph.graph import Graph
     from .graph.program import GraphProgram
-    from .ops.activation import Activation
+    from .ops.activation import Activation, PRelu, UnaryScales
     from .ops.chain import Chain
     from .ops.conv2d import Conv2d
     from .ops.elementwise import Binary, Scales
     from .ops.int16 import Int16Matmul
     from .ops.matmul import Matmul
     from .ops.pool import Pool2d, average_pool
+    from .ops.reduce import Reduce
+    from .ops.rows import RowOperation
+    from .ops.transposed import ConvTranspose2d
     from .program import Program
 
 _HOMES = {
@@ -35,6 +38,7 @@ _HOMES = {
     "Binary": "ops.elementwise",
     "Chain": "ops.chain",
     "Conv2d": "ops.conv2d",
+    "ConvTranspose2d": "ops.transposed",
     "Device": "device",
     "DeviceError": "errors",
     "Graph": "graph.graph",
@@ -43,9 +47,13 @@ _HOMES = {
     "JobError": "errors",
     "Matmul": "ops.matmul",
     "NpuError": "errors",
+    "PRelu": "ops.activation",
     "Pool2d": "ops.pool",
     "Program": "program",
+    "Reduce": "ops.reduce",
+    "RowOperation": "ops.rows",
     "Scales": "ops.elementwise",
+    "UnaryScales": "ops.activation",
     "average_pool": "ops.pool",
     "open_device": "device",
 }
@@ -54,6 +62,7 @@ __all__ = [
     "Binary",
     "Chain",
     "Conv2d",
+    "ConvTranspose2d",
     "Device",
     "DeviceError",
     "Graph",
@@ -62,9 +71,13 @@ __all__ = [
     "JobError",
     "Matmul",
     "NpuError",
+    "PRelu",
     "Pool2d",
     "Program",
+    "Reduce",
+    "RowOperation",
     "Scales",
+    "UnaryScales",
     "average_pool",
     "open",
     "open_device",

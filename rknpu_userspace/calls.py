@@ -10,13 +10,12 @@ is, and the evidence.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-
-from .backend import Context
 
 if TYPE_CHECKING:
     from .ops.activation import UnaryScales
@@ -33,18 +32,12 @@ def form_of(array: Array, form: str | None = None) -> str:
     return "bfloat16" if array.dtype == np.uint16 else array.dtype.name
 
 
-class Calls:
+class Calls(ABC):
     """Operations of whatever can compile them."""
 
-    if TYPE_CHECKING:
-
-        def contexts(self, cores: int | None = None) -> list[Context]:
-            """One context per core."""
-            ...
-
-        def compile(self, operation: Any, *, cores: int | None = None, core: int | None = None) -> Any:
-            """A program that can be run many times."""
-            ...
+    @abstractmethod
+    def compile(self, operation: Any, *, cores: int | None = None, core: int | None = None) -> Any:
+        """A program that can be run many times."""
 
     def _run(self, operation: Any, *arrays: Array, cores: int | None) -> Array:
         with self.compile(operation, cores=cores) as program:

@@ -180,15 +180,22 @@ def run_trial(device: Device, name: str) -> dict[str, Any]:
     """Run one trial; the row that is printed for it. Raises JobError when a job fails."""
     import numpy as np
 
+    from .calls import Calls
     from .trials import Sizes, trial
 
+    class Recorder(Calls):
+        """The device, and the programs that a call makes on it."""
+
+        def compile(self, operation: Any, *, cores: int | None = None, core: int | None = None) -> Any:
+            """Keep the program: its costs outlive its buffers."""
+            programs.append(device.compile(operation, cores=cores, core=core))
+            return programs[-1]
+
+    programs: list[Any] = []
     begin = time.perf_counter()
     operation, dtype = trial_names()[name]
     chosen = trial(operation, dtype, Sizes(), np.random.default_rng([SEED, *name.encode()]))
-    start = time.perf_counter()
-    result = chosen.call(device)
-    called = time.perf_counter() - start
-    verdict = chosen.judge(result)
+    verdict = chosen.judge(chosen.call(Recorder()))
     return {
         "name": name,
         "operation": operation,
@@ -197,7 +204,9 @@ def run_trial(device: Device, name: str) -> dict[str, Any]:
         "ok": verdict.ok,
         "exact": verdict.exact,
         "distance": round(verdict.distance, 3),
-        "call_seconds": round(called, 6),
+        "jobs": sum(program.last.jobs for program in programs),
+        "tasks": sum(program.last.tasks for program in programs),
+        "npu_seconds": round(sum(program.last.npu_seconds for program in programs), 6),
         "seconds": round(time.perf_counter() - begin, 6),
     }
 

@@ -59,19 +59,21 @@ def trials(board: Board) -> Rows:
     return {row["name"]: row for row in rows}
 
 
-@pytest.mark.parametrize("name", sorted(trial_names()))
-def test_operation(trials: Rows, name: str) -> None:
-    assert name in trials, f"the self-test ended before it: {list(trials)}"
-    row = trials[name]
-    assert row["ok"], row
+@pytest.mark.parametrize("dtype", sorted({dtype for _, dtype in trial_names().values()}))
+def test_operations(trials: Rows, dtype: str) -> None:
+    """One test for a format: the kernel's log is read around each, which takes longer than an operation."""
+    names = [name for name, (_, form) in trial_names().items() if form == dtype]
+    assert set(names) <= set(trials), f"the self-test ended before {set(names) - set(trials)}"
+    wrong = [trials[name] for name in names if not trials[name]["ok"]]
+    assert not wrong, wrong
 
 
-def test_pooling_does_not_wait_for_the_timeout_of_the_driver(board: Board) -> None:
+def test_pooling_does_not_wait_for_the_timeout_of_the_driver(trials: Rows) -> None:
     """The pooling block's interrupts are none of the driver's business: it would give up after 500 ms."""
-    row = board.python("pooling.py")
-    assert row["equal"], row
-    assert row["jobs"] == 1, row
-    assert row["npu_seconds"] < 0.4, row
+    pools = [row for name, row in trials.items() if "pool2d" in name]
+    assert len(pools) >= 8
+    for row in pools:
+        assert row["npu_seconds"] < 0.4 * row["jobs"], row
 
 
 def test_a_program_is_right_again_and_again(board: Board) -> None:
