@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Layers of well-known networks, as the convolutions that the NPU is asked for.
 
-Convolutions and fully connected layers only, 224 x 224 images, int8 in and out with a bias and a requantisation:
+Convolutions and fully connected layers only, 224 x 224 images, int8 in and out with a bias and a requantisation. First
+layers read packed images.
 
 * MobileNetV1: Howard et al. 2017, table 1; "same" padding as in TensorFlow.
 * MobileNetV2: Sandler et al. 2018, table 2; the same padding.
@@ -19,6 +20,8 @@ from rknpu_userspace.plan import Problem
 
 IMAGE = 224
 CLASSES = 1000
+_IMAGE_CHANNELS = 4
+"""Up to as many, the first layer reads pixels as they lie side by side."""
 _HIDDEN, _KEYS, _INNER, _VOCABULARY = 1536, 256, 8960, 151936
 PREFILL = (128, 512)
 
@@ -43,13 +46,16 @@ def _conv(
     before, after = _same(size, kernel, stride)
     padding = (before, before, after, after)
     steps = (kernel, kernel, stride, stride, 1, 1)
-    return Layer(name, Problem("int8", "int8", size, size, channels, outputs, *steps, *padding, depthwise=depthwise))
+    packed = channels <= _IMAGE_CHANNELS
+    sizes = (size, size, channels, outputs)
+    return Layer(name, Problem("int8", "int8", *sizes, *steps, *padding, depthwise=depthwise, packed=packed))
 
 
 def _symmetric(name: str, size: int, channels: int, outputs: int, kernel: int, stride: int) -> Layer:
     pad = kernel // 2
     steps = (kernel, kernel, stride, stride, 1, 1)
-    return Layer(name, Problem("int8", "int8", size, size, channels, outputs, *steps, pad, pad, pad, pad))
+    sizes = (size, size, channels, outputs)
+    return Layer(name, Problem("int8", "int8", *sizes, *steps, pad, pad, pad, pad, packed=channels <= _IMAGE_CHANNELS))
 
 
 def matmul(name: str, rows: int, inner: int, outputs: int, form: str = "int8", out: str = "int8") -> Layer:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from rknpu_userspace.isa import Block
 
-from . import pc
+from . import image, pc
 from .conv_task import ConvTask, read_config
 from .cost import MACS_PER_CYCLE, Meter
 from .dpu_rdma import operand_bytes
@@ -60,6 +60,7 @@ def convolution(words: npt.NDArray[np.uint64]) -> Meter:
 def _operands(meter: Meter, f: Fields, task: ConvTask) -> None:
     """What the CNA fetches; nothing for an operand that it finds in the CBUF."""
     if not f["DATA_REUSE"]:
-        meter.dma("feature", byte_size(task.code, task.height * task.width * task.channels))
+        channels = image.channels(f) if image.is_image(f) else task.channels
+        meter.dma("feature", byte_size(task.code, task.height * task.width * channels))
     if not f["WEIGHT_REUSE"]:
         meter.dma("weight", byte_size(task.code, task.taps * task.channels * task.kernels))

@@ -41,6 +41,11 @@ def is_image(f: Fields) -> bool:
     return bool(f["ARGB_IN"] or f["NONALIGN_DMA"])
 
 
+def channels(f: Fields) -> int:
+    """Channels of a packed image."""
+    return f["ARGB_IN"] - _ARGB_ONE + 1
+
+
 def check(f: Fields, code: int) -> None:
     """Check the combination of the mode's registers."""
     if not _ARGB_ONE <= f["ARGB_IN"] < _ARGB_ONE + _LANES:
@@ -52,7 +57,7 @@ def check(f: Fields, code: int) -> None:
 
 def fetch(ctx: Context, f: Fields, task: ImageTask) -> tuple[Bytes, Array]:
     """The raw bytes, and the image as [y][x][channel] in the compute dtype, converted, missing channels zero."""
-    count = f["ARGB_IN"] - _ARGB_ONE + 1
+    count = channels(f)
     kind = np.dtype("<f2" if task.code == FP16 else "<u1")
     pixel = count * kind.itemsize
     pitch = f["LINE_STRIDE"] * (pixel if ctx.quirks["nonalign_line_unit"] == "pixels" else 1)

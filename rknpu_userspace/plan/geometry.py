@@ -346,8 +346,8 @@ class Plan:
         """Vertical and horizontal axis of every chunk."""
         return tuple(axes(self.problem, chunk) for chunk in self.chunks)
 
-    def tile_bytes(self, tile: Tile) -> tuple[int, int, int]:
-        """Bytes of features, weights and results that a tile's task moves."""
+    def tile_bytes(self, tile: Tile, reuse: bool = True) -> tuple[int, int, int]:
+        """Bytes of features, weights and results that a tile's task moves; without ``reuse`` if it fetches both."""
         problem, chunk = self.problem, self.chunks[tile.chunk]
         form, kernels = problem.input, tile.n1 - tile.n0
         vertical, horizontal = self.axes[tile.chunk]
@@ -356,8 +356,10 @@ class Plan:
         stored = 1 if problem.depthwise else weight_kernels(kernels)
         pixels = (tile.y1 - tile.y0) * (tile.x1 - tile.x0)
         return (
-            0 if tile.data_reuse else form.nbytes(height * width * (problem.channels if problem.packed else channels)),
-            0 if tile.weight_reuse else stored * form.nbytes(chunk.taps * channels),
+            0
+            if tile.data_reuse and reuse
+            else form.nbytes(height * width * (problem.channels if problem.packed else channels)),
+            0 if tile.weight_reuse and reuse else stored * form.nbytes(chunk.taps * channels),
             pixels * align(kernels, problem.output_group) * OUTPUTS[self.out].nbytes,
         )
 

@@ -16,7 +16,10 @@ from .geometry import Plan, Tile, chunk_channels
 
 
 def seconds(plan: Plan, tile: Tile) -> float:
-    """Estimated time of a tile's task at 200 MHz, for grouping tasks into jobs that end before the driver's timeout."""
+    """Estimated time of a tile's task at 200 MHz, for grouping tasks into jobs that end before the driver's timeout.
+
+    It does not count on reuse, so that the groups stay the same when their first tasks fetch everything.
+    """
     problem = plan.problem
     chunk = plan.chunks[tile.chunk]
     channels = tile.n1 - tile.n0 if problem.depthwise else chunk_channels(problem, chunk)
@@ -24,7 +27,7 @@ def seconds(plan: Plan, tile: Tile) -> float:
     kernels = 1 if problem.depthwise else align(tile.n1 - tile.n0, problem.output_group)
     macs = pixels * chunk.taps * channels * kernels
     cycles = macs * (32 if problem.depthwise else 1) // problem.input.macs_per_cycle
-    moved = sum(plan.tile_bytes(tile))
+    moved = sum(plan.tile_bytes(tile, reuse=False))
     return (max(cycles, moved // limits.DMA_BYTES_PER_CYCLE) + limits.TASK_OVERHEAD_CYCLES) / limits.CLOCK_HZ
 
 
