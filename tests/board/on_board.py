@@ -72,6 +72,10 @@ class Board:
         self.output(f"mkdir -p {shlex.quote(str(PurePosixPath(target).parent))}; rm -rf {shlex.quote(target)}")
         self._files.put(str(path), target)
 
+    def forget(self) -> None:
+        """The board has started again: nothing that was copied to it is there."""
+        self._pushed.clear()
+
     def push_scripts(self) -> None:
         """Have ``target/*.py`` on the board."""
         for path in sorted(SCRIPTS.glob("*.py")):

@@ -57,11 +57,11 @@ def rows(board: Board, tmp_path_factory: pytest.TempPathFactory) -> Rows:
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_model_agrees_with_the_processor(
-    rows: Rows, case: Case, record_property: Callable[[str, object], None]
+    rows: Rows, case: Case, numerics: Callable[..., None], measure: Callable[..., None]
 ) -> None:
     row = rows[case.name]
-    for key in ("max_error", "off_by_one", "off_by_more", "tasks", "seconds"):
-        record_property(key, row[key])
+    numerics(f"Teflon {case.name}", "uint8", row["max_error"], None, row["different"], row["elements"])
+    measure("Teflon, one invocation", row["seconds"], "s", model=case.name, tasks=row["tasks"])
     assert row["delegated"], "the delegate took nothing of the model"
     assert row["tasks"] >= max(case.convolutions, case.tasks), "the NPU did not run what was delegated"
     assert row["spread"] > 5, "a result that hardly varies proves nothing"
