@@ -186,14 +186,20 @@ def _advice(info: Info) -> str:
     return f"there is {', '.join(others)}" if others else "the kernel's log may say more"
 
 
-def gather(device: str = "/dev/accel/accel0", root: Path = Path("/"), log: Path = KMSG) -> Info:
-    """Look at a device, or at the model. Never fails: ``problem`` says what is wrong."""
+def gather(
+    device: str = "/dev/accel/accel0", root: Path = Path("/"), log: Path = KMSG, quirks: Path | None = None
+) -> Info:
+    """Look at a device, or at the model with the answers in ``quirks``.
+
+    Never fails because of the device: ``problem`` says what is wrong. ValueError for a file that is no quirks file.
+    """
     info = Info(device, limits=hardware_limits())
     if device == "model":
         from .model.machine import CORES, DEFAULT_CLOCK_HZ
         from .model.quirks import Quirks
 
-        info.driver, info.quirks = "model", Quirks().as_dict()
+        chosen = Quirks.load(quirks) if quirks is not None else Quirks()
+        info.driver, info.quirks = "model", chosen.as_dict()
         info.cores = [Core("model", number, clock_hz=DEFAULT_CLOCK_HZ) for number in range(CORES)]
         return info
     from .uapi import Accel
@@ -279,9 +285,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(prog="rknpu-info", description="Say what NPU there is.")
     parser.add_argument("--device", default="/dev/accel/accel0", help='device node, or "model"')
+    parser.add_argument("--quirks", type=Path, metavar="FILE", help="answers that the model gives (model only)")
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     options = parser.parse_args(arguments)
-    info = gather(options.device)
+    try:
+        info = gather(options.device, quirks=options.quirks)
+    except ValueError as error:
+        parser.error(str(error))
     if options.json:
         print(json.dumps({"ok": not info.problem, **info.document()}, indent=2))
     else:

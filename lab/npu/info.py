@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from lab.errors import ExitCode, KitError
@@ -15,13 +16,17 @@ HELP = "say what NPU there is: driver, cores, IOMMUs, power, clocks, limits"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
     parser.add_argument("--device", default="/dev/accel/accel0", help='device node, or "model"')
+    parser.add_argument("--quirks", type=Path, metavar="FILE", help="answers that the model gives (model only)")
 
 
 def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Show it; a device that can not be used is an error after what can be seen without it."""
     from rknpu_userspace import info
 
-    found = info.gather(args.device)
+    try:
+        found = info.gather(args.device, quirks=args.quirks)
+    except ValueError as error:
+        raise KitError(ExitCode.USAGE, str(error), "npulab npu probe --out FILE writes such a file") from error
     for line in info.head_lines(found):
         out.say(line)
     if found.cores:

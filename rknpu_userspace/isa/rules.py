@@ -13,7 +13,16 @@ from . import BY_NAME, REGISTERS, Block
 Registers = dict[int, int]
 """Register words by offset."""
 
-_UNWRITTEN = ("S_STATUS", "S_POINTER", "OPERATION_ENABLE", "CLK_GATE", "MAC_GATING")
+_UNWRITTEN = (
+    "S_STATUS",
+    "S_POINTER",
+    "OPERATION_ENABLE",
+    "CLK_GATE",
+    "MAC_GATING",
+    "LUT_ACCESS_CFG",
+    "LUT_ACCESS_DATA",
+)
+"""Not part of a register group, or nothing that anybody writes."""
 _NAMED = 4
 
 

@@ -114,6 +114,16 @@ def test_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "12 banks of 32 KiB" in capsys.readouterr().out
 
 
+def test_quirks_in_force(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    chosen = tmp_path / "board.json"
+    chosen.write_text('{"quirks": {"bn_order": "alu_mul"}}')
+    assert npulab(["npu", "info", "--device", "model", "--quirks", str(chosen), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["quirks"]["bn_order"] == "alu_mul"
+    chosen.write_text("nonsense")
+    assert npulab(["npu", "info", "--device", "model", "--quirks", str(chosen)]) == 2
+    assert "quirks file" in capsys.readouterr().err
+
+
 def test_errors(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert npulab(["npu", "info", "--device", "/nonexistent"]) == 4
     assert "/nonexistent does not exist" in capsys.readouterr().err
