@@ -19,6 +19,7 @@ from rknpu_userspace.uapi import Accel, Bo, JobList
 
 from . import Buffer, Bytes, Job, command_bytes, place_of
 from .kernel_log import last_fault
+from .verdict import broken_rule
 
 DRIVER_TIMEOUT = 0.5
 """Seconds after which the driver gives up on a job (JOB_TIMEOUT_MS in rocket_job.c)."""
@@ -78,12 +79,9 @@ class RocketSubmission:
             message = f"the NPU faulted {way} {fault.address:#010x}, {where}; the driver gave up after {elapsed:.2f} s"
             raise JobError("fault", message, submitted, elapsed, fault.address)
         if elapsed >= DRIVER_TIMEOUT * 0.9:
-            raise JobError(
-                "timed out",
-                f"the NPU did not finish and the driver gave up after {elapsed:.2f} s (see the kernel log)",
-                submitted,
-                elapsed,
-            )
+            why = broken_rule(command_bytes([self.jobs[index] for index in bad], self._constants))
+            message = f"the NPU did not finish and the driver gave up after {elapsed:.2f} s (see the kernel log)"
+            raise JobError("timed out", f"{message}; {why}" if why else message, submitted, elapsed)
         raise JobError("dropped", f"the driver rejected the job: nothing ran in {elapsed:.3f} s", submitted, elapsed)
 
     def commands(self) -> list[tuple[str, int, Bytes]]:

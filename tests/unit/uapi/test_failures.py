@@ -91,6 +91,7 @@ def test_a_job_that_hangs(npu: Device) -> None:
         with pytest.raises(JobError, match="a copy, commands at 0x") as caught:
             bad.run()
         assert caught.value.kind == "timed out"
+        assert "not modelled: DPU OUTPUT_MODE 0" in str(caught.value)
         assert caught.value.elapsed >= 0.5
         assert caught.value.address is None
         assert np.array_equal(good.run(), X)
