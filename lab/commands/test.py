@@ -30,7 +30,7 @@ from lab.virt.select import DEFAULT_BOARD, find_artifacts, find_dtb
 from lab.virt.supervisor import PACKAGE_ROOT, python_environment
 
 HELP = "run the test suites"
-SUITES = ("static", "unit", "firmware", "qtest", "farm", "board")
+SUITES = ("static", "unit", "kas", "firmware", "qtest", "farm", "board")
 ENVIRONMENTS = Path(lab.labgrid.__file__).parent / "env"
 STATIC = (
     ("ruff check", ("ruff", "check")),
@@ -38,7 +38,7 @@ STATIC = (
     ("mypy", ("mypy",)),
 )
 """Static checks: name, module and arguments for ``python -m``."""
-TEST_SECONDS = {"unit": 300, "firmware": 300, "qtest": 120, "farm": 400, "board": 600}
+TEST_SECONDS = {"unit": 300, "kas": 300, "firmware": 300, "qtest": 120, "farm": 400, "board": 600}
 """No single test of a suite takes longer than this on a busy machine; one that does hangs."""
 KEPT_RUNS = 20
 NO_TESTS = 5

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: MIT
+"""The layer's recipes through BitBake's own parser and through oelint-adv."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import LAYER, MACHINES, REPOSITORY
+
+from lab.kernel import patches
+
+LINT_EXCEPTIONS = {
+    "oelint.vars.homepageping": "needs the network",
+    "oelint.var.licenseremotefile": "small recipes of the layer's own are under OE-core's MIT text",
+    "oelint.vars.mispell": "variables of the kit, of meta-rockchip and of uboot-extlinux-config",
+    "oelint.vars.mispell.unknown": "as above",
+    "oelint.vars.fileextrapaths": "patches, trees and the library lie beside the layer, once for all build paths",
+    "oelint.vars.outofcontext": "as above",
+    "oelint.vars.layerconf": "where the repository is, is known in layer.conf only",
+    "oelint.vars.specific": "labels of extlinux.conf are overrides in uboot-extlinux-config",
+    "oelint.var.badimagefeature": "an image for bring-up logs root in, as SECURITY.md says",
+    "oelint.task.noanonpython": "a recipe that is skipped with a reason has no other way to say it",
+    "oelint.vars.bbvars.BB_STRICT_CHECKSUM": "one kernel whose hash is the user's to give",
+    "oelint.vars.insaneskip": "a published binary is packaged as it is",
+}
+
+
+@functools.cache
+def parsed(machine: str, layer: Path = LAYER, **settings: str) -> dict[str, Any]:
+    """What the parser says of every recipe."""
+    program = [sys.executable, str(Path(__file__).with_name("bbparse.py")), str(layer), machine, json.dumps(settings)]
+    answer = subprocess.run(program, capture_output=True, text=True, check=False, timeout=60)
+    assert answer.returncode == 0, answer.stderr
+    result: dict[str, Any] = json.loads(answer.stdout)
+    return result
+
+
+def faults(results: dict[str, Any]) -> dict[str, Any]:
+    return {name: entry for name, entry in results.items() if entry["missing"] or entry["errors"]}
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_recipes_parse_and_their_files_exist(machine: str) -> None:
+    results = parsed(machine)
+    assert len(results) == len([*LAYER.glob("**/*.bb")])
+    assert not faults(results)
+
+
+@pytest.mark.parametrize("version", ["7.3", "6.18"])
+@pytest.mark.parametrize("fixes", ["1", "0"])
+def test_kernel_takes_the_patches_that_the_other_build_path_takes(version: str, fixes: str) -> None:
+    entry = parsed("orangepi-5", NPULAB_FIXES=fixes)[f"recipes-kernel/linux/linux-rocket_{version}.bb"]
+    groups = patches.WITH_FIXES if fixes == "1" else patches.STOCK
+    wanted = [patch.path for patch in patches.selected(entry["PV"], groups)]
+    assert [REPOSITORY / "kernel-patches" / name for name in entry["NPULAB_PATCHES"].split()] == wanted
+
+
+def test_kernel_takes_the_fragments_of_its_options() -> None:
+    name = "recipes-kernel/linux/linux-rocket_7.3.bb"
+    assert {"npu.cfg", "virt.cfg", "board.cfg", "rocket-module.cfg"} <= set(parsed("orangepi-5")[name]["files"])
+    debug = parsed("orangepi-5", NPULAB_ROCKET="builtin", NPULAB_KERNEL_DEBUG="1")[name]["files"]
+    assert "debug.cfg" in debug
+    assert "rocket-builtin.cfg" in debug
+    assert "rocket-module.cfg" not in debug
+
+
+def test_loader_without_a_blob_is_refused_with_the_reason() -> None:
+    entry = parsed("orangepi-5", NPULAB_LOADER="1")[
+        "dynamic-layers/rockchip/recipes-bsp/npulab-ddr-blob/npulab-ddr-blob_1.0.bb"
+    ]
+    assert "NPULAB_DDR_BLOB" in entry["skipped"]
+
+
+def broken(tmp_path: Path, recipe: str, old: str, new: str) -> dict[str, Any]:
+    """What the parser says of a copy of the layer with one change."""
+    for folder in ("recipes", "kernel-patches", "dts", "LICENSES"):
+        shutil.copytree(REPOSITORY / folder, tmp_path / folder)
+    (tmp_path / "rknpu_userspace").mkdir()
+    path = tmp_path / "recipes" / recipe
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return faults(parsed("orangepi-5", tmp_path / "recipes"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "old", "new"),
+    [
+        ("recipes-core/npulab-rescue-init/npulab-rescue-init_1.0.bb", "file://init", "file://inti"),
+        ("recipes-core/npulab-rescue-init/npulab-rescue-init_1.0.bb", 'SECTION = "base"', 'SECTION = "base'),
+        (
+            "classes-recipe/npulab_kernel.bbclass",
+            "import re\n    with open(d.expand",
+            "import re\n     with open(d.expand",
+        ),
+        ("classes-recipe/npulab_kernel.bbclass", 'NPULAB_FRAGMENTS = "npu.cfg', 'NPULAB_FRAGMENTS = "nup.cfg'),
+    ],
+)
+def test_parser_catches_what_is_broken(tmp_path: Path, recipe: str, old: str, new: str) -> None:
+    assert broken(tmp_path, recipe, old, new)
+
+
+def test_lint(programs: Path) -> None:
+    kinds = {".bb", ".bbappend", ".bbclass", ".inc", ".conf"}
+    files = [str(path) for path in sorted(LAYER.rglob("*")) if path.suffix in kinds]
+    command = [str(programs / "oelint-adv"), "--release", "wrynose", "--quiet", *files]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    lines = [line for line in (answer.stdout + answer.stderr).splitlines() if ":error:" in line or ":warning:" in line]
+    found = [line for line in lines if not any(f":{rule}" in line for rule in LINT_EXCEPTIONS)]
+    assert not found, "\n".join(found)
