@@ -31,7 +31,11 @@ Values = dict[Tensor, Array]
 
 @dataclass
 class Layer:
-    """What became of a node. ``estimate`` is in seconds at 200 MHz, ``seconds`` what a profile measured."""
+    """What became of a node.
+
+    ``dma_bytes`` and ``estimate`` (seconds at 200 MHz) are the plan's, ``seconds`` is what a profile measured,
+    ``model_seconds`` and ``model_bytes`` what the model of the NPU counted meanwhile, if that is the device.
+    """
 
     name: str
     kind: str
@@ -43,6 +47,8 @@ class Layer:
     tasks: int = 0
     estimate: float = 0.0
     seconds: float = 0.0
+    model_seconds: float | None = None
+    model_bytes: int | None = None
 
 
 class Stage(Protocol):
@@ -95,6 +101,7 @@ class NpuStage:
     """Nodes as one schedule; ``wanted`` are the tensors that others need."""
 
     def __init__(self, context: Context, placed: Sequence[Placed], wanted: Sequence[Tensor], uses: Uses) -> None:
+        self._context = context
         made = {item.node.output for item in placed}
         inputs: dict[Tensor, None] = {}
         for item in placed:
@@ -138,11 +145,17 @@ class NpuStage:
         self.schedule.pack(*(values[tensor] for tensor in self._inputs))
         for layer in self.layers:
             layer.seconds = 0.0
+            layer.model_seconds = layer.model_bytes = None
         for layer, submission in zip(self._owners, self.schedule.by_step(), strict=True):
+            before = _counted(self._context)
             begin = time.perf_counter()
             submission.start()
             submission.wait(timeout)
             layer.seconds += time.perf_counter() - begin
+            after = _counted(self._context)
+            if before is not None and after is not None:
+                layer.model_seconds = (layer.model_seconds or 0.0) + after[0] - before[0]
+                layer.model_bytes = (layer.model_bytes or 0) + after[1] - before[1]
         self._read(values)
 
     def close(self) -> None:
@@ -160,6 +173,15 @@ class Uses:
     def only_one(self, tensor: Tensor) -> bool:
         """Whether a single node reads it, and nobody else."""
         return self.readers.get(tensor, 0) == 1 and tensor not in self.results
+
+
+def _counted(context: Context) -> tuple[float, int] | None:
+    """Seconds and bytes that the model has counted so far; None on a device."""
+    from rknpu_userspace.backend.model import ModelContext
+
+    if not isinstance(context, ModelContext):
+        return None
+    return context.stats.ns * 1e-9, sum(context.stats.dma_bytes.values())
 
 
 def _lowering(item: Placed) -> Lowering:

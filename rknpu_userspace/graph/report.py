@@ -99,6 +99,8 @@ def _document(program: GraphProgram, profiled: bool) -> dict[str, Any]:
         row["estimated_seconds"] = layer.estimate
         if profiled:
             row["seconds"] = layer.seconds
+        if layer.model_seconds is not None:
+            row |= {"model_seconds": layer.model_seconds, "model_bytes": layer.model_bytes}
         if layer.reason:
             row["reason"] = layer.reason
         layers.append(row)
@@ -125,10 +127,12 @@ def _difference(result: Array, expected: Array) -> dict[str, Any]:
 
 def lines(document: dict[str, Any]) -> list[str]:
     """The document as a table of fixed columns."""
-    rows = [("layer", "kind", "on", "shape", "MACs", "DMA bytes", "tasks", "est. us", "us")]
+    modelled = any("model_seconds" in layer for layer in document["layers"])
+    rows = [("layer", "kind", "on", "shape", "MACs", "DMA bytes", "tasks", "plan us", "model us" if modelled else "us")]
     for layer in document["layers"]:
         shape = "x".join(map(str, layer["shape"]))
-        spent = f"{layer['seconds'] * 1e6:.0f}" if "seconds" in layer else ""
+        seconds = layer.get("model_seconds", None if modelled and layer["unit"] == "npu" else layer.get("seconds"))
+        spent = "" if seconds is None else f"{seconds * 1e6:.0f}"
         numbers = [f"{layer[key]}" if layer["unit"] == "npu" else "" for key in ("macs", "dma_bytes", "tasks")]
         estimate = f"{layer['estimated_seconds'] * 1e6:.0f}" if layer["unit"] == "npu" else ""
         rows.append((layer["name"][:32], layer["kind"], layer["unit"], shape, *numbers, estimate, spent))

@@ -26,7 +26,11 @@ def run(npu: Device, net: Builder, units: str = "npu") -> GraphProgram:
         profiled = program.profile(net.x)
         for result, expected in zip(profiled, reference(net.graph, net.x), strict=True):
             assert np.array_equal(result, expected)
-        assert all(layer.seconds > 0 or not layer.tasks for layer in program.layers if layer.unit == "npu")
+        for layer in program.layers:
+            if layer.tasks:
+                assert layer.seconds > 0 and layer.model_seconds and layer.model_bytes
+                # commands and per-channel operands come on top of the plan's bytes
+                assert 0 <= layer.model_bytes - layer.dma_bytes <= layer.tasks * (1100 + 16 * layer.shape[-1])
         return program
 
 
