@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import platform
 import sys
 from collections.abc import Sequence
@@ -177,6 +178,9 @@ def hardware_limits() -> dict[str, Any]:
 def _advice(info: Info) -> str:
     """What to do about a device that cannot be used, from what is there."""
     others = [node for node in info.nodes if node != info.device]
+    path = Path(info.device)
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        return "the device is there, only the permission is missing"
     if not info.cores and not info.disabled:
         return "this machine's device tree has no RK3588 NPU; --device model works anywhere"
     if not info.cores:
