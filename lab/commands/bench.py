@@ -13,7 +13,7 @@ from lab.output import Output
 from lab.virt.results import new_results_dir
 
 HELP = "measure the figures that the kit promises"
-AREAS = ("virt", "model", "npu", "firmware")
+AREAS = ("virt", "model", "npu", "firmware", "farm")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +48,10 @@ def _measure(args: argparse.Namespace, results: Path, out: Output) -> list[Figur
         from lab.npu import figures as npu
 
         return (npu.measure_model if args.area == "model" else npu.measure_npu)(out, quick=args.quick)
+    if args.area == "farm":
+        from lab.farm import figures as farm
+
+        return farm.measure(args.kernel, results, out, quick=args.quick)
     from lab.virt import figures as virt
 
     return virt.measure(args.kernel, results, out, quick=args.quick, soak_boots=args.soak)

@@ -10,12 +10,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from lab.cache import cache_root
+from lab.host import Check, adapters, kvm, network
 from lab.output import Output
+from lab.virt.results import results_root
 
 PACKAGE_LIST = Path(__file__).parents[1] / "debian-packages.txt"
 BUILD_SPACE_GIB = 5
@@ -23,16 +25,6 @@ BUILD_SPACE_GIB = 5
 0.4 GiB more for a kernel for real boards)."""
 SHARED_MEMORY_GIB = 2
 """Room for one virtual board's RAM."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One line of the report."""
-
-    name: str
-    ok: bool
-    found: str
-    todo: str = ""
 
 
 def debian_packages() -> list[str]:
@@ -113,6 +105,32 @@ def _serial_modules() -> Check:
     return Check("serial module", not clash, "two packages own it" if clash else "one package owns it", todo)
 
 
+RESULTS_SPACE_GIB = 1
+"""Logs of many runs; one test run takes some ten MiB."""
+LAB_PROGRAMS = {"ser2net": "consoles of a farm", "uhubctl": "power by USB hub", "ssh": "boards and farms"}
+
+
+def _results_space() -> Check:
+    place = results_root()
+    free = _free_gib(place)
+    todo = "" if free >= RESULTS_SPACE_GIB else "remove old runs there, or set NPULAB_RESULTS"
+    return Check("results", not todo, f"{place}, {free:.0f} GiB free", todo)
+
+
+def _half_made() -> Check:
+    """What an interrupted build leaves is never used; a lot of it is wasted space."""
+    found = list(cache_root().glob("*/*.partial")) if cache_root().is_dir() else []
+    todo = f"no build running? rm -r {' '.join(str(path) for path in found[:3])}" if found else ""
+    return Check("cache entries", not found, f"{len(found)} half-made" if found else "all whole", todo, needed=False)
+
+
+def _lab_programs() -> Check:
+    missing = {name: use for name, use in LAB_PROGRAMS.items() if shutil.which(name) is None}
+    words = ", ".join(f"{name} ({use})" for name, use in missing.items())
+    todo = f"for real boards: apt-get install {' '.join(missing).replace('ssh', 'openssh-client')}" if missing else ""
+    return Check("lab programs", not missing, f"missing: {words}" if missing else "all there", todo, needed=False)
+
+
 CHECKS: tuple[Callable[[], Check], ...] = (
     _host,
     _packages,
@@ -120,7 +138,20 @@ CHECKS: tuple[Callable[[], Check], ...] = (
     _cache_space,
     _shared_memory,
     _serial_modules,
+    _results_space,
+    _half_made,
+    network.loopback,
+    network.leases,
+    kvm.check,
+    _lab_programs,
 )
+
+
+def laboratory() -> list[Check]:
+    """What real boards and farms need; advice on a host that has neither."""
+    host = adapters.Host.this()
+    rows = [*adapters.serial_adapters(host), *adapters.usb_boards(host), adapters.udev_rules(host)]
+    return [*rows, adapters.modem_manager(host), *network.coordinator()]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -128,8 +159,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
-    """Run every check; the document has ``checks`` rows and is not ok when one fails."""
-    checks = [check() for check in CHECKS]
-    rows = [[check.name, "ok" if check.ok else "MISSING", check.found, check.todo] for check in checks]
+    """Run every check; the document has ``checks`` rows and is not ok when a needed one fails."""
+    checks = [*(check() for check in CHECKS), *laboratory()]
+    rows = [[check.name, check.state, check.found, check.todo] for check in checks]
     out.table("This host", ["check", "state", "found", "what to do"], rows)
-    return {"ok": all(check.ok for check in checks), "checks": [asdict(check) for check in checks]}
+    return {"ok": all(check.ok for check in checks if check.needed), "checks": [asdict(check) for check in checks]}
