@@ -20,8 +20,7 @@ if TYPE_CHECKING:
     from rknpu_userspace.graph import Graph
 
 HELP = "run a TensorFlow Lite model: NPU where it can, CPU elsewhere, layer by layer"
-PLACE = "/tmp/npulab-run"
-"""Directory on a board."""
+SHORT_SECONDS = 30.0
 BOARD_SECONDS = 600.0
 
 
@@ -118,37 +117,38 @@ def _on_board(
 
     from rknpu_userspace.graph.file import save
 
-    outputs = [f"{PLACE}/out{index}.npy" for index in range(len(graph.outputs))]
-    inputs = [f"{PLACE}/in{index}.npy" for index in range(len(arrays))]
-    words = ["python3", "-m", "rknpu_userspace", "run", f"{PLACE}/program.npz", *inputs, "--json"]
-    words += [word for target in outputs for word in ("-o", target)]
-    words += [
-        "--repeat",
-        str(args.repeat),
-        *(["--profile"] if args.profile else []),
-        *(["--strict"] if args.strict else []),
-    ]
+    inputs = [f"in{index}.npy" for index in range(len(arrays))]
+    outputs = [f"out{index}.npy" for index in range(len(graph.outputs))]
     with tempfile.TemporaryDirectory(prefix="npulab-run-") as temporary, _remote(args.device, out) as board:
         here = Path(temporary)
         save(graph, here / "program.npz")
-        for index, array in enumerate(arrays):
-            np.save(here / f"in{index}.npy", array)
-        board.run(f"rm -rf {PLACE}; mkdir -p {PLACE}", 30.0)
-        for path in sorted(here.iterdir()):
-            board.put(path, f"{PLACE}/{path.name}")
-        with out.stage("running on the virtual board"):
-            text, code = board.run(f"{shlex.join(words)} 2>&1", BOARD_SECONDS)
-        if code:
-            last = text.strip().splitlines()[-1:] or ["no output"]
-            message = f"{args.model} on the virtual board: {last[0].removeprefix('error: ')}"
-            raise KitError(ExitCode.FAILED, message, "npulab virt up, npulab virt shell: look at the kernel's log")
-        document: dict[str, Any] = json.loads(text.strip().splitlines()[-1])
-        results = []
-        for index, source in enumerate(outputs):
-            board.get(source, here / f"out{index}.npy")
-            results.append(np.load(here / f"out{index}.npy"))
-        board.run(f"rm -rf {PLACE}", 30.0)
+        for name, array in zip(inputs, arrays, strict=True):
+            np.save(here / name, array)
+        place = board.run("mktemp -d /tmp/npulab-run.XXXXXX", SHORT_SECONDS)[0].strip()
+        try:
+            for path in sorted(here.iterdir()):
+                board.put(path, f"{place}/{path.name}")
+            with out.stage("running on the virtual board"):
+                text, code = board.run(f"cd {place} && {_command(args, inputs, outputs)} 2>&1", BOARD_SECONDS)
+            last = (text.strip().splitlines() or ["no output"])[-1]
+            if code:
+                message = f"{args.model} on the virtual board: {last.removeprefix('error: ')}"
+                raise KitError(ExitCode.FAILED, message, "npulab virt up, npulab virt shell: look at the kernel's log")
+            for name in outputs:
+                board.get(f"{place}/{name}", here / name)
+        finally:
+            board.run(f"rm -rf {place}", SHORT_SECONDS)
+        results = [np.load(here / name) for name in outputs]
+    document: dict[str, Any] = json.loads(last)
     return results, document | {"device": args.device}
+
+
+def _command(args: argparse.Namespace, inputs: Sequence[str], outputs: Sequence[str]) -> str:
+    """What runs on the board."""
+    words = ["python3", "-m", "rknpu_userspace", "run", "program.npz", *inputs, "--json", "--repeat", str(args.repeat)]
+    words += [word for name in outputs for word in ("-o", name)]
+    words += [flag for flag, wanted in (("--profile", args.profile), ("--strict", args.strict)) if wanted]
+    return shlex.join(words)
 
 
 class Remote(Protocol):
