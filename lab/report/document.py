@@ -117,8 +117,10 @@ def load(path: Path) -> Document:
     try:
         document = json.loads(file.read_text())
     except FileNotFoundError:
+        killed = path.is_dir() and any(path.glob("tests-*.jsonl"))
+        why = f"no {NAME}; the run was killed, its tests are in tests-*.jsonl" if killed else f"no {NAME}"
         raise KitError(
-            ExitCode.USAGE, f"{path}: no {NAME}", "give a run's directory; npulab report list shows them"
+            ExitCode.USAGE, f"{path}: {why}", "give a run's directory; npulab report list shows them"
         ) from None
     except OSError as error:
         raise from_os_error(error, f"reading {file}") from error
@@ -196,9 +198,9 @@ def verdict(document: Mapping[str, Any]) -> tuple[str, str]:
     if found["error"] or incomplete:
         more = f"; not through: {', '.join(incomplete)}" if incomplete else ""
         return "error", (words or "no test ran") + more
-    if broken:
+    if broken and words:
         return "failed", f"{words}; suites that did not end well: {', '.join(broken)}"
-    return ("passed", words) if document["tests"] else ("error", "no test ran")
+    return ("passed", words) if document["tests"] else ("failed", "no test ran")
 
 
 def by_area(tests: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lab import __version__
 from lab.assemble.artifacts import ArtifactSet
+from lab.errors import KitError
 from lab.report import document, junit
 from lab.report.document import Document
 from lab.report.session import now
@@ -91,7 +92,9 @@ def finishing(run: Run) -> Iterator[None]:
         yield
     except BaseException:
         if run.tests or run.suites:
-            run.finish()
+            # what ended the suites is what the user has to know
+            with suppress(KitError):
+                run.finish()
         raise
 
 

@@ -20,7 +20,10 @@ from hypothesis import strategies as st
 from lab.report import page
 from lab.report.svg import Series, chart, ticks
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("chrome-headless-shell")
+NAMES = ("chromium", "chromium-browser", "chrome-headless-shell")
+FOUND = [Path(path) for name in NAMES if (path := shutil.which(name))]
+# Ubuntu's is a snap: it does not see the files of this test
+CHROMIUM = next((str(path) for path in FOUND if "snap" not in path.read_bytes()[:4096].decode(errors="replace")), None)
 NASTY = "</pre><script>alert(1)</script>\x1b[31m\x00\x9b\u202e\"'&<img src=x onerror=alert(2)>"
 
 
@@ -147,9 +150,16 @@ def test_charts_of_odd_data_stay_in_their_frame() -> None:
 
 def _chromium(*options: str, place: Path) -> subprocess.CompletedProcess[str]:
     assert CHROMIUM is not None
-    sandbox = ["--no-sandbox"] if os.geteuid() == 0 or os.environ.get("CI") else []
-    common = ["--headless", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--no-first-run"]
-    command = [CHROMIUM, *common, *sandbox, f"--user-data-dir={place / 'profile'}", "--enable-logging=stderr", *options]
+    # the sandbox needs more than a container has; the page is our own
+    common = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--hide-scrollbars",
+        "--no-first-run",
+    ]
+    command = [CHROMIUM, *common, f"--user-data-dir={place / 'profile'}", "--enable-logging=stderr", *options]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=place)
 
 
@@ -170,7 +180,7 @@ addEventListener("load", () => setTimeout(() => {
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium: apt install chromium")
-@pytest.mark.parametrize("width", [1280, 500, 400])
+@pytest.mark.parametrize("width", [1280, 400])
 def test_a_browser_shows_it(run: dict[str, Any], tmp_path: Path, width: int) -> None:
     """Headless Chromium. Its window has at least 500 pixels; a frame makes it narrower."""
     run["tests"][4]["detail"] = "E   " + "x" * 3000

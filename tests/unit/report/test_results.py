@@ -124,7 +124,7 @@ def test_lines_of_a_suite_that_was_killed(tmp_path: Path) -> None:
         (("passed", "xfailed", "flaky"), "passed"),
         (("passed", "failed", "error"), "failed"),
         (("passed", "error"), "error"),
-        ((), "error"),
+        ((), "failed"),
     ],
 )
 def test_verdict(outcomes: tuple[str, ...], verdict: str) -> None:
