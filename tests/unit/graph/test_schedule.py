@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from graph_networks import Builder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rknpu_userspace.device import Device
+from rknpu_userspace.device import Device, open_device
 from rknpu_userspace.errors import JobError
 from rknpu_userspace.graph import GraphProgram, Tensor, reference
 from rknpu_userspace.graph.program import NpuStage
@@ -167,3 +169,19 @@ def test_random_graphs(
                 assert all(np.array_equal(a, b) for a, b in zip(found, wanted, strict=True))
     finally:
         limits.MAX_JOB_SECONDS = kept
+
+
+def test_programs_side_by_side() -> None:
+    """A program per core, from threads of their own, and one program from several threads."""
+    net = _network()
+    wanted = {flip: reference(net.graph, net.x[:, ::flip].copy())[0] for flip in (1, -1)}
+    with open_device("model", cores=3) as device:
+        programs = [device.compile(net.graph, core=core) for core in range(3)]
+        with ThreadPoolExecutor(6) as pool:
+            runs = [
+                (flip, pool.submit(program, net.x[:, ::flip].copy()))
+                for _ in range(3)
+                for program in programs
+                for flip in (1, -1)
+            ]
+            assert all(np.array_equal(run.result(), wanted[flip]) for flip, run in runs)
