@@ -276,23 +276,15 @@ class Axis:
 
 def axes(problem: Problem, chunk: Chunk) -> tuple[Axis, Axis]:
     """The vertical and horizontal axis of a chunk."""
+
+    def axis(sizes: tuple[int, int], first: int, last: int, stride: int, dilation: int, pad: int, insert: int) -> Axis:
+        return Axis(*sizes, stride, first * dilation - pad, (last - first - 1) * dilation + 1, insert)
+
+    p = problem
+    vertical, horizontal = (p.height, p.out_height), (p.width, p.out_width)
     return (
-        Axis(
-            problem.height,
-            problem.out_height,
-            problem.stride_y,
-            chunk.ky0 * problem.dilation_y - problem.pad_top,
-            (chunk.ky1 - chunk.ky0 - 1) * problem.dilation_y + 1,
-            problem.insert_y,
-        ),
-        Axis(
-            problem.width,
-            problem.out_width,
-            problem.stride_x,
-            chunk.kx0 * problem.dilation_x - problem.pad_left,
-            (chunk.kx1 - chunk.kx0 - 1) * problem.dilation_x + 1,
-            problem.insert_x,
-        ),
+        axis(vertical, chunk.ky0, chunk.ky1, p.stride_y, p.dilation_y, p.pad_top, p.insert_y),
+        axis(horizontal, chunk.kx0, chunk.kx1, p.stride_x, p.dilation_x, p.pad_left, p.insert_x),
     )
 
 

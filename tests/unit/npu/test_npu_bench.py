@@ -99,6 +99,17 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["layers.png"]
 
 
+def test_tables_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
+    """What docs/npu.md shows is what the command prints today."""
+    page = (Path(__file__).parents[3] / "docs" / "npu.md").read_text()
+    section = page.split("## What layers cost", 1)[1].split("### Figures", 1)[0]
+    shown = [line for line in section.splitlines() if line.startswith("│")]
+    assert main(["npu", "bench"]) == 0
+    printed = {line.rstrip() for line in capsys.readouterr().out.splitlines()}
+    assert len(shown) == len(NETWORKS) + 7
+    assert [line for line in shown if line not in printed] == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
