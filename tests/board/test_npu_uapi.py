@@ -49,3 +49,64 @@ def test_uapi(checks: dict[str, Any], name: str) -> None:
 @pytest.mark.parametrize("name", DROPPED)
 def test_rejected_job(checks: dict[str, Any], name: str) -> None:
     assert checks[name] in ("none", "EINVAL")
+
+
+REFUSED = {
+    "create_nothing": ("EINVAL", "ENOSPC"),
+    "unknown_ioctl": ("EINVAL", "ENOTTY"),
+    "closed_file": ("EBADF",),
+    "map_elsewhere": ("EINVAL",),
+    "map_too_much": ("EINVAL",),
+    "many_jobs_at_a_bad_address": ("EFAULT",),
+    # a structure may grow: what an older kernel does not know is ignored
+    "job_struct_of_a_later_kernel": ("none",),
+    # see DROPPED
+    "tasks_at_a_bad_address": ("none", "EFAULT"),
+    "inputs_at_a_bad_address": ("none", "EFAULT"),
+    "outputs_at_a_bad_address": ("none", "EFAULT"),
+    "unknown_input": ("none", "ENOENT"),
+    "unknown_output": ("none", "ENOENT"),
+    "idle_afterwards": ("none",),
+}
+OPENS = 100
+ROUNDS, LONG_ROUNDS = 500, 5_000
+"""Each makes and drops five buffers and a file; the long form belongs to ``--soak``."""
+LOST_KIB = 2 << 10
+"""A page lost per round would be 2000 KiB."""
+
+
+@pytest.fixture(scope="module")
+def arguments(board: Board) -> dict[str, Any]:
+    """All checks of bad arguments, run once."""
+    return board.python("limits.py", "arguments")
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_bad_argument(arguments: dict[str, Any], name: str) -> None:
+    assert arguments[name] in REFUSED[name]
+
+
+def test_more_tasks_than_memory(board: Board) -> None:
+    assert board.python("limits.py", "beyond")["answer"] in ("none", "EINVAL", "ENOMEM", "EOVERFLOW")
+
+
+def test_buffers_and_files_leave_nothing_behind(board: Board, request: pytest.FixtureRequest, measure: Any) -> None:
+    rounds = LONG_ROUNDS if request.config.getoption("--soak") else ROUNDS
+    found = board.python("limits.py", "leaks", str(rounds), timeout=30.0 + rounds / 5)
+    measure("memory lost by buffers", found["lost_kib"], "KiB", rounds=rounds)
+    assert found["address_space_later"] == found["address_space"], "addresses are not given back"
+    assert found["lost_kib"] < LOST_KIB, found
+    assert found["files"] < 10, "files are left open"
+
+
+def test_many_files_at_once(board: Board) -> None:
+    found = board.python("limits.py", "opens", str(OPENS))
+    assert found["addresses"] == 1, "every file has an address space of its own, which begins at the same place"
+    assert found["kept"] and found["answers"] == ["none"], found
+
+
+def test_node_is_for_root_and_its_group(board: Board) -> None:
+    found = board.python("limits.py", "access")
+    assert found["stranger"] == "EACCES", found
+    assert found["member"] == "none", found
+    assert not found["world"], f"everybody may use the NPU: {found['mode']}"
