@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lab.errors import ExitCode, KitError
+from lab.firmware.identity import device_key
 
 VERSION = {"major": 5, "minor": 3}
 EXCERPT = 16_384
@@ -85,7 +86,8 @@ def _build(run: Mapping[str, Any], origin: str, checkout: str) -> Document:
 
 def _environment(board: Mapping[str, Any]) -> Document:
     virtual = " (virtual board: QEMU and a model of the NPU)" if board["virtual"] else ""
-    misc = {"identity": board["identity"], "place": board.get("place", "")}
+    # a name of the board that tells nothing else: serial numbers and addresses are its owner's
+    misc = {"device": device_key(board["identity"]), "place": board.get("place", "")}
     if board["backup"]:
         misc["backup_id"] = board["backup"]["id"]
     known = [word for word in board["compatible"] if re.fullmatch(r"[^ \0]+(,[^ \0]+)*", word)]

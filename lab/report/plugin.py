@@ -144,6 +144,13 @@ def kernel_log(request: pytest.FixtureRequest) -> KernelLog:
     return log
 
 
+@pytest.fixture(scope="session")
+def boot_messages(request: pytest.FixtureRequest) -> list[str]:
+    """Bad messages of the kernel from its start to the first test."""
+    found: list[str] = request.config.stash[SESSION].facts["boot"]["bad"]
+    return found
+
+
 def _recorder(request: pytest.FixtureRequest) -> Recorder:
     recorder: Recorder = request.node.stash.setdefault(RECORDER, Recorder())
     return recorder

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -347,7 +348,9 @@ class Session:
 def _place(strategy: Any) -> str:
     """The labgrid place that the board was acquired at, or nothing when it is local."""
     resources = getattr(getattr(strategy, "target", None), "resources", [])
-    return next((str(resource.name) for resource in resources if type(resource).__name__ == "RemotePlace"), "")
+    name = next((str(resource.name) for resource in resources if type(resource).__name__ == "RemotePlace"), "")
+    # "+" is labgrid's word for the place that is chosen by the environment
+    return os.environ.get("LG_PLACE", name) if name == "+" else name
 
 
 def _expects_failure(attempt: Attempt) -> bool:

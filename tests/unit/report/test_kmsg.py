@@ -7,6 +7,8 @@ import re
 
 import pytest
 from fake_board import FakeBoard
+from hypothesis import given
+from hypothesis import strategies as st
 
 from lab.errors import ExitCode, KitError
 from lab.report.kmsg import Journal, KernelLog, parse, unescape
@@ -24,6 +26,20 @@ def test_records_of_the_kernels_own_format() -> None:
     )
     assert second.user
     assert unescape("\\xc3\\xa4\\xff") == "ä\ufffd"
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_what_the_kernel_escapes_comes_back(text: str) -> None:
+    """linux kernel/printk/printk.c, msg_add_ext_text: what is not printable ASCII, and the backslash."""
+    escaped = "".join(chr(b) if 32 <= b < 127 and b != 92 else f"\\x{b:02x}" for b in text.encode())
+    assert unescape(escaped) == text
+    (found,) = parse([f"6,1,2,-;{escaped}"])
+    assert found.text == text
+
+
+@given(st.lists(st.text(max_size=30)))
+def test_no_line_is_too_odd_to_be_read(lines: list[str]) -> None:
+    assert len(parse(lines)) <= len(lines)
 
 
 def test_each_message_belongs_to_one_piece() -> None:

@@ -213,6 +213,7 @@ def test_kcidb_takes_it(run: dict[str, Any]) -> None:
     assert len({test["id"] for test in report["tests"]}) == len(report["tests"])
     assert report["builds"][0]["checkout_id"] == report["checkouts"][0]["id"]
     assert {test["build_id"] for test in report["tests"]} == {report["builds"][0]["id"]}
+    assert "c0ffee" not in json.dumps(report), "the board's serial number is nobody's business"
     leak = next(test for test in report["tests"] if test["comment"].endswith("test_leak"))
     assert leak["path"] == "npu.board.test_npu_recovery.test_leak"
     assert [incident["test_id"] for incident in report["incidents"]] == [leak["id"]]
