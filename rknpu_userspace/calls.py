@@ -11,7 +11,7 @@ is, and the evidence.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -129,27 +129,11 @@ class Calls(ABC):
 
         A uint8 image of 1 to 4 channels is read as such (``image="uint8"``). ``activation``: see ``activate``.
         """
-        from .ops import arguments
         from .ops.conv2d import Conv2d
 
-        form = options.get("format")
-        kernels = arguments.operand("weights", weights, (4,), form)
-        array = np.asarray(x)
-        if array.dtype == np.uint8 and kernels.dtype == np.int8:
+        if np.asarray(x).dtype == np.uint8 and np.asarray(weights).dtype == np.int8:
             options.setdefault("image", "uint8")
-        if options.get("image") == "uint8":
-            images = array
-            if images.ndim not in (3, 4) or images.dtype != np.uint8 or images.size == 0:
-                raise TypeError(f"x must be uint8 [N, H, W, C] or [H, W, C], not {array.dtype} of shape {array.shape}")
-        else:
-            images = arguments.operand("x", x, (3, 4), form)
-            arguments.same_format("x", "weights", images, kernels)
-        batch = images if images.ndim == 4 else images[None]
-        options, after = fused(activation, options)
-        result = self._run(Conv2d(weights, batch.shape, bias=bias, **options), batch, cores=cores)
-        if after:
-            result = self.activate(after, result, cores=cores)
-        return result if images.ndim == 4 else result[0]
+        return self._convolve(Conv2d, x, weights, activation, cores, {**options, "bias": bias})
 
     def conv1d(
         self,
@@ -202,15 +186,34 @@ class Calls(ABC):
 
         Options: stride (up to 31), padding (cut off the edges), output_padding, and those of ``ops.conv2d.Conv2d``.
         """
-        from .ops import arguments
         from .ops.transposed import ConvTranspose2d
 
+        return self._convolve(ConvTranspose2d, x, weights, activation, cores, {**options, "bias": bias})
+
+    def _convolve(
+        self,
+        operation: Callable[..., Any],
+        x: Array,
+        weights: Array,
+        activation: str | None,
+        cores: int | None,
+        options: dict[str, Any],
+    ) -> Array:
+        """Compile for the images, run, and put an activation of its own behind."""
+        from .ops import arguments
+
         form = options.get("format")
-        images = arguments.operand("x", x, (3, 4), form)
-        arguments.same_format("x", "weights", images, arguments.operand("weights", weights, (4,), form))
+        kernels = arguments.operand("weights", weights, (4,), form)
+        if options.get("image") == "uint8":
+            images = np.asarray(x)
+            if images.ndim not in (3, 4) or images.dtype != np.uint8 or images.size == 0:
+                raise TypeError(f"x must be uint8 [N, H, W, C] or [H, W, C], not {images.dtype} of {images.shape}")
+        else:
+            images = arguments.operand("x", x, (3, 4), form)
+            arguments.same_format("x", "weights", images, kernels)
         batch = images if images.ndim == 4 else images[None]
         options, after = fused(activation, options)
-        result = self._run(ConvTranspose2d(weights, batch.shape, bias=bias, **options), batch, cores=cores)
+        result = self._run(operation(weights, batch.shape, **options), batch, cores=cores)
         if after:
             result = self.activate(after, result, cores=cores)
         return result if images.ndim == 4 else result[0]

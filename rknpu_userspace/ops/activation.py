@@ -28,6 +28,7 @@ from .elementwise import pieces_of
 from .flying import Flow
 from .moves import Move, moves_of, stage
 from .schedule import Schedule
+from .shares import by_rows, collected
 from .steps import Cube, FlyingStep, Step
 from .tables import int8_flow, phi, sigmoid
 
@@ -190,14 +191,11 @@ class Activation:
 
     def compile(self, contexts: Sequence[Context]) -> Program:
         """Make the program; the elements are dealt out to the cores."""
-        shares: list[Share] = []
-        try:
-            for context, (start, stop) in zip(contexts, pieces_of(math.prod(self.shape), len(contexts)), strict=False):
-                shares.append(Share(_Stream(context, self, stop - start), _cut(start, stop), _into(start, stop)))
-        except BaseException:
-            for share in shares:
-                share.unit.close()
-            raise
+        pieces = pieces_of(math.prod(self.shape), len(contexts))
+        shares = collected(
+            Share(_Stream(context, self, stop - start), _cut(start, stop), _into(start, stop))
+            for context, (start, stop) in zip(contexts, pieces, strict=False)
+        )
         spec = Spec(self.shape, np.dtype(OUTPUTS[self.form].dtype))
         return Program(shares, [spec], spec)
 
@@ -327,27 +325,10 @@ class PRelu:
 
     def compile(self, contexts: Sequence[Context]) -> Program:
         """Make the program; the pixels are dealt out to the cores."""
-        channels = self.shape[-1]
-        pixels = math.prod(self.shape[:-1])
-        step = layout.ceil_div(pixels, len(contexts))
-        shares: list[Share] = []
-        try:
-            for context, start in zip(contexts, range(0, pixels, step), strict=False):
-                stop = min(start + step, pixels)
-                source, target = (Cube(stop - start, channels, self.form) for _ in range(2))
-                unit = Schedule(context, [source], self.steps(source, target), [target])
-                shares.append(Share(unit, _rows(channels, start, stop), _rows_into(channels, start, stop)))
-        except BaseException:
-            for share in shares:
-                share.unit.close()
-            raise
+
+        def make(context: Context, pixels: int) -> Schedule:
+            source, target = (Cube(pixels, self.shape[-1], self.form) for _ in range(2))
+            return Schedule(context, [source], self.steps(source, target), [target])
+
         spec = Spec(self.shape, np.dtype(OUTPUTS[self.form].dtype))
-        return Program(shares, [spec], spec)
-
-
-def _rows(channels: int, start: int, stop: int) -> Callable[[Array], tuple[Array, ...]]:
-    return lambda x: (x.reshape(-1, channels)[start:stop],)
-
-
-def _rows_into(channels: int, start: int, stop: int) -> Callable[[Array], Array]:
-    return lambda y: y.reshape(-1, channels)[start:stop]
+        return Program(by_rows(contexts, self.shape, make), [spec], spec)

@@ -32,6 +32,7 @@ from .conv2d import Conv2d
 from .flying import Flow
 from .reference import Pads, Pair, pads, pair
 from .schedule import Schedule
+from .shares import collected
 from .steps import Cube, Step
 from .views import View, ViewStep, Window, surfaces_of
 
@@ -118,15 +119,10 @@ class Pool2d:
         lanes = OUTPUTS[self.form].atom_channels
         channels = self.in_shape[3]
         step = layout.align(layout.ceil_div(channels, len(contexts)), lanes)
-        shares: list[Share] = []
-        try:
-            for context, start in zip(contexts, range(0, channels, step), strict=False):
-                stop = min(start + step, channels)
-                shares.append(self._share(context, start, stop))
-        except BaseException:
-            for share in shares:
-                share.unit.close()
-            raise
+        shares = collected(
+            self._share(context, start, min(start + step, channels))
+            for context, start in zip(contexts, range(0, channels, step), strict=False)
+        )
         dtype = np.dtype(OUTPUTS[self.form].dtype)
         return Program(shares, [Spec(self.in_shape, dtype)], Spec(self.out_shape, dtype))
 

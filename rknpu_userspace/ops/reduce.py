@@ -21,6 +21,7 @@ from rknpu_userspace.program import Program, Share, Spec, Unit
 
 from . import arguments
 from .matmul import Matmul
+from .shares import Around
 
 Array = npt.NDArray[Any]
 KINDS = ("sum", "mean")
@@ -96,23 +97,16 @@ class Reduce:
         return lambda y: share.target(y.reshape(-1, 1))
 
 
-class _Divided:
-    """A unit whose results are divided by a number."""
+class _Divided(Around):
+    """Results divided by a number."""
 
     def __init__(self, unit: Unit, divisor: int) -> None:
-        self._unit, self._divisor = unit, divisor
-        self.jobs, self.tasks = unit.jobs, unit.tasks
-        self.pack, self.start, self.wait, self.close = unit.pack, unit.start, unit.wait, unit.close
-        self.commands = unit.commands
-
-    @property
-    def dma_bytes(self) -> int:
-        """Bytes that the NPU moves."""
-        return self._unit.dma_bytes
+        super().__init__(unit)
+        self._divisor = divisor
 
     def unpack(self, images: Array) -> None:
         """Read the results."""
-        self._unit.unpack(images)
+        super().unpack(images)
         if self._divisor > 1:
             images /= np.float32(self._divisor)
 

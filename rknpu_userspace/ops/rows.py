@@ -12,7 +12,7 @@ References are the real functions in float64; ``ROW_BOUNDS`` says how far result
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from rknpu_userspace.backend import Context
 from rknpu_userspace.formats import OUTPUTS
 from rknpu_userspace.layout import from_bfloat16, to_bfloat16
 from rknpu_userspace.plan import limits
-from rknpu_userspace.program import Program, Share, Spec
+from rknpu_userspace.program import Program, Spec
 from rknpu_userspace.task import ALU_ADD
 
 from .activation import Bound
@@ -32,6 +32,7 @@ from .fused import Behind, PointwiseStep, padded
 from .moves import ew_of, moves_of, product, stage
 from .pool import extreme_flow
 from .schedule import Schedule
+from .shares import by_rows
 from .steps import Cube, FlyingStep, Step
 from .tables import EXP_SHIFTED, value_of
 from .views import View, ViewStep, Window
@@ -266,30 +267,13 @@ class RowOperation:
 
     def compile(self, contexts: Sequence[Context]) -> Program:
         """Make the program; the rows are dealt out to the cores."""
-        channels = self.shape[-1]
-        pixels = math.prod(self.shape[:-1])
-        step = layout.ceil_div(pixels, len(contexts))
-        shares: list[Share] = []
-        try:
-            for context, start in zip(contexts, range(0, pixels, step), strict=False):
-                stop = min(start + step, pixels)
-                source, target = (padded(stop - start, channels, self.form) for _ in range(2))
-                unit = _RowSchedule(context, [source], self.steps(source, target), [target])
-                shares.append(Share(unit, _rows(channels, start, stop), _into(channels, start, stop)))
-        except BaseException:
-            for share in shares:
-                share.unit.close()
-            raise
+
+        def make(context: Context, pixels: int) -> Schedule:
+            source, target = (padded(pixels, self.shape[-1], self.form) for _ in range(2))
+            return _RowSchedule(context, [source], self.steps(source, target), [target])
+
         spec = Spec(self.shape, np.dtype(OUTPUTS[self.form].dtype))
-        return Program(shares, [spec], spec)
-
-
-def _rows(channels: int, start: int, stop: int) -> Callable[[Array], tuple[Array, ...]]:
-    return lambda x: (x.reshape(-1, channels)[start:stop],)
-
-
-def _into(channels: int, start: int, stop: int) -> Callable[[Array], Array]:
-    return lambda y: y.reshape(-1, channels)[start:stop]
+        return Program(by_rows(contexts, self.shape, make), [spec], spec)
 
 
 def reference(

@@ -23,6 +23,7 @@ from rknpu_userspace.program import Program, Share, Spec, Unit
 from . import arguments, checks
 from .conv2d import Conv2d
 from .reference import Pads, Pair, pads, pair
+from .shares import Around, collected
 
 Array = npt.NDArray[Any]
 
@@ -111,15 +112,11 @@ class ConvTranspose2d:
         """Pack the weights and make the program."""
         if self.inserted is not None:
             return self.inserted.compile(contexts)
-        shares: list[Share] = []
-        try:
-            for index, phase in enumerate(self._phases):
-                context = contexts[index % len(contexts)]
-                shares += [phase.share(share) for share in phase.operation.shares([context])]
-        except BaseException:
-            for share in shares:
-                share.unit.close()
-            raise
+        shares = collected(
+            phase.share(share)
+            for index, phase in enumerate(self._phases)
+            for share in phase.operation.shares([contexts[index % len(contexts)]])
+        )
         source = Spec(self.in_shape, self._phases[0].operation.in_dtype)
         return Program(shares, [source], Spec(self.out_shape, arguments.dtype_of(self.out)))
 
@@ -148,26 +145,18 @@ class _Phase:
         return y[:, self._target[0], self._target[1]]
 
 
-class _Apart:
-    """A unit whose results go to pixels that do not lie next to each other."""
+class _Apart(Around):
+    """Results that go to pixels which do not lie next to each other."""
 
     def __init__(self, unit: Unit, part: Callable[[Array], Array], operation: Conv2d) -> None:
-        self._unit = unit
+        super().__init__(unit)
         self._part = part
         self._result = np.empty(operation.out_shape, arguments.dtype_of(operation.out))
-        self.jobs, self.tasks = unit.jobs, unit.tasks
-        self.pack, self.start, self.wait, self.close = unit.pack, unit.start, unit.wait, unit.close
-        self.commands = unit.commands
-
-    @property
-    def dma_bytes(self) -> int:
-        """Bytes that the NPU moves."""
-        return self._unit.dma_bytes
 
     def unpack(self, images: Array) -> None:
         """Read the results."""
         mine = self._part(self._result)
-        self._unit.unpack(mine)
+        super().unpack(mine)
         self._part(images)[...] = mine
 
 
