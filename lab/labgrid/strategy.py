@@ -19,6 +19,9 @@ from labgrid.binding import BindingState
 from labgrid.factory import target_factory
 from labgrid.step import step
 from labgrid.strategy.common import Strategy, StrategyError, never_retry
+from pexpect import EOF, TIMEOUT
+
+from lab.labgrid.diagnosis import console_trouble
 
 
 class Status(enum.Enum):
@@ -142,8 +145,15 @@ class KitStrategy(Strategy):
             self.target.deactivate(uboot)
         else:
             self._on()
-        self.target.activate(self.shell)
+        self._prompt(self.shell, "booting to the shell", f"{self.shell.login_prompt}, then {self.shell.prompt}")
         self.boot_seconds = time.monotonic() - started
+
+    def _prompt(self, driver: Any, stage: str, expected: str) -> None:
+        """Activate a driver that waits for a prompt; in vain, it is told why."""
+        try:
+            self.target.activate(driver)
+        except (TIMEOUT, EOF) as error:
+            raise console_trouble(self.console, stage, expected, error) from error
 
     def _ssh(self) -> None:
         ssh = self._needed("SSHDriver", Status.ssh)
@@ -158,7 +168,7 @@ class KitStrategy(Strategy):
     def _uboot(self) -> None:
         uboot = self._needed("UBootDriver", Status.uboot)
         self._on()
-        self.target.activate(uboot)
+        self._prompt(uboot, "stopping in U-Boot", uboot.prompt)
 
     def _maskrom(self) -> None:
         """Power with the button held; without a button, the loader is asked to go there."""

@@ -16,7 +16,7 @@ from labgrid.resource.networkservice import NetworkService
 from labgrid.strategy.common import StrategyError
 from pexpect import TIMEOUT
 
-from lab.errors import KitError
+from lab.errors import ExitCode, KitError
 from lab.labgrid import KitQEMUDriver, Status
 
 # labgrid 26 cannot log a write to a console that nothing was read from yet (SerialLoggingReporter.flush)
@@ -132,6 +132,47 @@ def test_output_of_an_earlier_boot_is_forgotten(make_environment: MakeEnvironmen
     driver.cycle()
     _, before, _, _ = driver.expect("Linux version", timeout=10)
     assert b"root@fake" not in before
+
+
+@pytest.mark.parametrize(
+    ("mode", "words", "hint"),
+    [
+        ("deaf", "the console is silent", "powered"),
+        ("noise", "the console sends garbage", "baud rate"),
+        ("stopped", "the last line is 'sh-5.2# '", "prompts"),
+    ],
+)
+def test_a_boot_without_a_prompt_is_explained(
+    make_environment: MakeEnvironment, mode: str, words: str, hint: str
+) -> None:
+    target = make_environment(qemu=mode).get_target()
+    shell = target.get_driver("ShellDriver", activate=False)
+    shell.login_timeout, shell.await_login_timeout = 2, 1
+    strategy = target.get_driver("KitStrategy")
+    started = time.monotonic()
+    with pytest.raises(StrategyError):
+        strategy.transition("shell")
+    assert time.monotonic() - started < 20
+    error = strategy.broken
+    assert isinstance(error, KitError) and error.code is ExitCode.INFRASTRUCTURE
+    assert "booting to the shell" in error.message and words in error.message and hint in error.hint
+    assert mode != "stopped" or "emergency mode" in error.tail
+
+
+@pytest.mark.parametrize(("program", "mode"), [("model", "exit"), ("model", "die"), ("qemu", "die"), ("qemu", "close")])
+def test_programs_that_die_at_each_stage(make_environment: MakeEnvironment, program: str, mode: str) -> None:
+    strategy = make_environment(**{program: mode}).get_target().get_driver("KitStrategy")
+    started = time.monotonic()
+    with pytest.raises((StrategyError, KitError)):
+        strategy.transition("shell")
+        # the model dies a second after the guest has begun
+        shell = strategy.target.get_driver("ShellDriver")
+        while time.monotonic() - started < 20:
+            shell.run("echo still there", timeout=5.0)
+    assert time.monotonic() - started < 20
+    failure = strategy.target.get_driver("KitQEMUDriver", activate=False).failure() or strategy.broken
+    assert isinstance(failure, KitError) and failure.code is ExitCode.INFRASTRUCTURE
+    assert failure.tail or failure.log
 
 
 def test_logs_stay(make_environment: MakeEnvironment, tmp_path: Path) -> None:

@@ -124,6 +124,11 @@ def _run_guest(mode: str, monitor: socket.socket, console: socket.socket) -> Non
         console.sendall(b"nic - not syncing: No working init found.\r\n[   1.1] CPU: 0\r\n")
     elif mode == "deaf":
         return
+    elif mode == "noise":
+        # what an adapter at another baud rate makes of a boot
+        console.sendall(bytes(range(128, 256)) * 8)
+    elif mode == "stopped":
+        console.sendall(b"Linux version 7.3.4-fake\r\nYou are in emergency mode\r\nsh-5.2# ")
     elif mode == "count":
         threading.Thread(target=_count, args=(console,), daemon=True).start()
     else:
