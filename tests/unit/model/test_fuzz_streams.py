@@ -93,8 +93,7 @@ def run(words: np.ndarray, task_con: int, count: int | None = None, dma_base: in
 
 
 def read(words: np.ndarray) -> None:
-    """The disassembler prints it, also from a file."""
-    assert list(disassemble(words))
+    """The disassembler prints it as if it came from a file."""
     for stream in parse(words.astype("<u8").tobytes(), "fuzz"):
         assert list(disassemble(stream.words, zeros=True))
 
@@ -110,7 +109,7 @@ def test_random_words(words: list[int], task_con: int, count: int, dma_base: int
         read(stream)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, KINDS - 1), st.lists(MUTATION, max_size=6), st.lists(MUTATION, max_size=3), TASK_CON)
 def test_mutated_tasks(kind: int, first: list, second: list, task_con: int) -> None:
     """Two streams after each other on one core: what the first leaves behind is the second's to start from."""
