@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import pytest
 from on_board import Board
 
@@ -85,3 +88,64 @@ def test_kernel_is_not_tainted_by_a_fault(board: Board) -> None:
     taint = int(board.read("/proc/sys/kernel/tainted"))
     found = [bit for bit in (4, 5, 7, 9, 14) if taint >> bit & 1]
     assert not found, f"taint {taint}, bits {found}"
+
+
+@pytest.fixture(scope="module")
+def wiring(board: Board) -> dict[str, Any]:
+    """What `target/wiring.py` found."""
+    board.run("test -e /sys/kernel/debug/clk || mount -t debugfs debugfs /sys/kernel/debug")
+    return board.python("wiring.py")
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_references_of_core(wiring: dict[str, Any], number: int) -> None:
+    """Names as the binding has them (Documentation/devicetree/bindings/npu/rockchip,rk3588-rknn-core.yaml), and what
+    the references of the running tree lead to."""
+    core = wiring["cores"][CORES[number]]
+    assert core["reg_names"] == ["pc", "cna", "core"]
+    assert core["clock_names"] == ["aclk", "hclk", "npu", "pclk"]
+    assert core["clock_providers"] == ["clock-controller@fd7c0000", "firmware/scmi/protocol@14"]
+    assert (core["reset_names"], core["resets"]) == (["srst_a", "srst_h"], 2)
+    assert core["iommu"] == [f"iommu@{IOMMUS[number]}"]
+    assert core["domain"] == "power-management@fd8d8000/power-controller"
+    # a supply that leads nowhere holds the core's probe back for ever
+    assert all(core["supplies"].values()), core["supplies"]
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_core_waited_for_its_suppliers(wiring: dict[str, Any], number: int) -> None:
+    suppliers = wiring["cores"][CORES[number]]["suppliers"]
+    if not suppliers:
+        pytest.skip("this kernel keeps no links to suppliers (fw_devlink=off)")
+    for wanted in ("clock-controller", "power-controller", f"{IOMMUS[number]}.iommu", "scmi"):
+        assert any(wanted in supplier for supplier in suppliers), suppliers
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_module_alias_of_core(wiring: dict[str, Any], number: int) -> None:
+    """What udev loads the driver by: the driver's alias is of:N*T*Crockchip,rk3588-rknn-core."""
+    alias = wiring["cores"][CORES[number]]["modalias"]
+    assert re.fullmatch(r"of:N\w+T.*Crockchip,rk3588-rknn-core", alias), alias
+
+
+def test_interrupts_are_shared_with_the_iommu_of_the_core(wiring: dict[str, Any]) -> None:
+    """SPI 110 to 112 (rk3588-base.dtsi), 32 higher as the GIC counts."""
+    for number, address in enumerate(CORES):
+        found = wiring["interrupts"][f"{address}.npu"]
+        assert found.split() == [str(142 + number), "Level", f"{IOMMUS[number]}.iommu,"], wiring["interrupts"]
+
+
+def test_clock_has_the_rate_of_the_device_tree(wiring: dict[str, Any]) -> None:
+    if wiring["clock_rate"] is None:
+        pytest.skip("this kernel has no debugfs with clocks")
+    # assigned-clock-rates of rk3588-base.dtsi; more would need a PVTPLL that is off while the domain is
+    assert wiring["clock_rate"] == 200_000_000
+
+
+def test_power_domains_hold_core_and_iommu(wiring: dict[str, Any]) -> None:
+    if not wiring["domains"]:
+        pytest.skip("this kernel has no debugfs with power domains")
+    pairs = {f"{core}.npu": f"{iommu}.iommu" for core, iommu in zip(CORES, IOMMUS, strict=True)}
+    for domain, core in (("nputop", CORES[0]), ("npu1", CORES[1]), ("npu2", CORES[2])):
+        wanted = sorted([f"{core}.npu", pairs[f"{core}.npu"]])
+        assert wiring["domains"][domain] == wanted, wiring["domains"]
