@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from .ops.checks import plain
+
 if TYPE_CHECKING:
     from .ops.activation import UnaryScales
     from .ops.elementwise import Scales
@@ -66,7 +68,7 @@ class Calls(ABC):
         from .ops.matmul import Matmul
 
         if np.asarray(a).dtype == np.int16 and np.asarray(b).dtype == np.int16:
-            return self._matmul_int16(np.asarray(a), np.asarray(b), transpose_a, transpose_b, cores, options)
+            return self._matmul_int16(plain("a", a), plain("b", b), transpose_a, transpose_b, cores, options)
         options, after = fused(activation, options)
         left = arguments.operand("a", a, tuple(range(2 if transpose_a else 1, 33)), format)
         right = arguments.operand("b", b, tuple(range(2, 33)), format)
@@ -151,7 +153,7 @@ class Calls(ABC):
 
         ``padding``: a number or (before, after). Other options and limits: ``conv2d``, with lines of one pixel height.
         """
-        signal, kernels = np.asarray(x), np.asarray(weights)
+        signal, kernels = plain("x", x), plain("weights", weights)
         if signal.ndim not in (2, 3):
             raise ValueError(f"x has {signal.ndim} dimensions, expected 2 or 3")
         if kernels.ndim != 3:
@@ -205,7 +207,7 @@ class Calls(ABC):
         form = options.get("format")
         kernels = arguments.operand("weights", weights, (4,), form)
         if options.get("image") == "uint8":
-            images = np.asarray(x)
+            images = plain("x", x)
             if images.ndim not in (3, 4) or images.dtype != np.uint8 or images.size == 0:
                 raise TypeError(f"x must be uint8 [N, H, W, C] or [H, W, C], not {images.dtype} of {images.shape}")
         else:
@@ -235,7 +237,7 @@ class Calls(ABC):
         """
         from .ops.elementwise import Binary
 
-        left, right = np.asarray(a), np.asarray(b)
+        left, right = plain("a", a), plain("b", b)
         if left.dtype != right.dtype:
             raise TypeError(f"a is {left.dtype} and b is {right.dtype}: the NPU combines operands of one format only")
         form = form_of(left)
@@ -284,7 +286,7 @@ class Calls(ABC):
         """
         from .ops.activation import Activation
 
-        array = np.asarray(x)
+        array = plain("x", x)
         options: dict[str, Any] = {"slope": slope, "bound": bound, "scales": scales}
         return self._run(Activation(kind, array.shape, form=form_of(array), **options), array, cores=cores)
 
@@ -292,7 +294,7 @@ class Calls(ABC):
         """``x`` [..., C], negative values times ``slopes`` [C]: float16, bfloat16, or int8 with ``scales``."""
         from .ops.activation import PRelu
 
-        array = np.asarray(x)
+        array = plain("x", x)
         return self._run(PRelu(array.shape, slopes, form=form_of(array), scales=scales), array, cores=cores)
 
     def max_pool2d(self, x: Array, kernel: Ints, *, cores: int | None = None, **options: Any) -> Array:
@@ -310,7 +312,7 @@ class Calls(ABC):
     def _pool(self, kind: str, x: Array, kernel: Ints, cores: int | None, options: dict[str, Any]) -> Array:
         from .ops.pool import Pool2d, average_pool
 
-        array = np.asarray(x)
+        array = plain("x", x)
         if array.ndim not in (3, 4):
             raise ValueError(f"x has {array.ndim} dimensions, expected 3 or 4")
         batch = array if array.ndim == 4 else array[None]
@@ -328,7 +330,7 @@ class Calls(ABC):
 
         int8 takes ``scale`` (input scale / output scale), ``x_zero_point`` and ``out_zero_point``.
         """
-        array = np.asarray(x)
+        array = plain("x", x)
         if array.ndim != 4:
             raise ValueError(f"x has {array.ndim} dimensions, expected 4")
         form = form_of(array)
@@ -343,14 +345,14 @@ class Calls(ABC):
 
     def softmax(self, x: Array, *, cores: int | None = None) -> Array:
         """exp(x) / sum over the last axis (up to 8192): float16 or bfloat16, finite; see ``ops.rows``."""
-        array = np.asarray(x)
+        array = plain("x", x)
         return self._rows("softmax", array, cores, {})
 
     def rms_norm(
         self, x: Array, gamma: Array | None = None, *, epsilon: float = 1e-5, cores: int | None = None
     ) -> Array:
         """x gamma / sqrt(mean(x^2) + epsilon) over the last axis (up to 8192): float16 or bfloat16."""
-        return self._rows("rms_norm", np.asarray(x), cores, {"gamma": gamma, "epsilon": epsilon})
+        return self._rows("rms_norm", plain("x", x), cores, {"gamma": gamma, "epsilon": epsilon})
 
     def layer_norm(
         self,
@@ -362,7 +364,7 @@ class Calls(ABC):
         cores: int | None = None,
     ) -> Array:
         """(x - mean) gamma / sqrt(variance + epsilon) + beta over the last axis (up to 8192): float16 or bfloat16."""
-        return self._rows("layer_norm", np.asarray(x), cores, {"gamma": gamma, "beta": beta, "epsilon": epsilon})
+        return self._rows("layer_norm", plain("x", x), cores, {"gamma": gamma, "beta": beta, "epsilon": epsilon})
 
     def _rows(self, kind: str, x: Array, cores: int | None, options: dict[str, Any]) -> Array:
         from .ops.rows import RowOperation
@@ -403,7 +405,7 @@ class Calls(ABC):
         from .ops import arguments
         from .ops.reduce import Reduce
 
-        array = np.asarray(x)
+        array = plain("x", x)
         form = form_of(array, format)
         if array.dtype == np.uint16:
             format = "bfloat16"

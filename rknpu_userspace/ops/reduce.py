@@ -8,7 +8,7 @@ by the requantisation; a float sum is divided by the host, as there is one numbe
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from rknpu_userspace.formats import INPUTS
 from rknpu_userspace.program import Program, Share, Spec, Unit
 
 from . import arguments
+from .checks import whole
 from .matmul import Matmul
 from .shares import Around
 
@@ -112,9 +113,10 @@ class _Divided(Around):
 
 
 def _axes(axis: int | Sequence[int] | None, dimensions: int) -> tuple[int, ...]:
-    wanted = range(dimensions) if axis is None else [axis] if isinstance(axis, (int, np.integer)) else list(axis)
+    several = axis is not None and not isinstance(axis, (str, int)) and np.ndim(axis) > 0
+    wanted: Iterable[Any] = range(dimensions) if axis is None else axis if several else [axis]  # type: ignore[assignment]
     chosen = []
-    for number in wanted:
+    for number in (whole("axis", one) for one in wanted):
         if not -dimensions <= number < dimensions:
             raise ValueError(f"axis {number} is outside -{dimensions}..{dimensions - 1}")
         chosen.append(number % dimensions)

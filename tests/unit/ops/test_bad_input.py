@@ -143,6 +143,25 @@ CASES: dict[str, tuple[Callable[[Device], Any], type[Exception], str]] = {
     "unknown activation": (lambda npu: Activation("swoosh", (4, 8)), ValueError, "'swoosh' is not one of"),
     "cores": (matmul(cores=4), ValueError, r"cores must be 1..3, not 4: the RK3588 has three NPU cores"),
     "cores in words": (matmul(cores="2"), ValueError, r"cores must be 1..3, not '2'"),
+    "masked sum": (
+        lambda npu: npu.add(np.ma.masked_array(f2(3), mask=True), f2(3)),
+        TypeError,
+        "fill its gaps first",
+    ),
+    "one-dimensional window": (lambda npu: npu.conv1d(f2(1, 8, 4), f2(2, 3, 4), stride=9), ValueError, "value is 7"),
+    "output padding": (
+        lambda npu: npu.conv_transpose2d(f2(1, 4, 4, 8), f2(8, 3, 3, 8), stride=2, output_padding=5),
+        ValueError,
+        "nearest legal value is 0",
+    ),
+    "quotient of int8": (lambda npu: npu.divide(i8(2, 3), i8(2, 3)), ValueError, "int8 can add, sub.* not 'div'"),
+    "slopes": (lambda npu: npu.prelu(f2(2, 3), np.ones(4)), ValueError, r"expected one per channel of \(2, 3\)"),
+    "slopes nan": (lambda npu: npu.prelu(f2(2, 3), np.full(3, NAN)), ValueError, "slopes must be finite"),
+    "softmax of int8": (lambda npu: npu.softmax(i8(2, 3)), TypeError, "softmax takes float16, bfloat16, not int8"),
+    "epsilon": (lambda npu: npu.rms_norm(f2(2, 8), epsilon=NAN), ValueError, "epsilon must be between 0 and 1"),
+    "gamma": (lambda npu: npu.layer_norm(f2(2, 8), np.full(8, NAN, np.float16)), ValueError, "gamma must .* finite"),
+    "axis": (lambda npu: npu.sum(f2(2, 3), axis=5), ValueError, r"axis 5 is outside -2..1"),
+    "axis in words": (lambda npu: npu.sum(f2(2, 3), axis="x"), TypeError, "axis must be an integer, not 'x'"),  # type: ignore[arg-type]
     "no operation": (lambda npu: npu.compile(3), TypeError, "3 is no operation"),
 }
 
