@@ -79,13 +79,13 @@ def product(form: str, out: str | None = None, *, bs: Stage = PASS, bn: Stage = 
 def moves_of(kind: str, form: str, slope: float, bound: float) -> list[Move]:
     """The moves of an activation of float16 or bfloat16 tensors."""
     simple = {
-        "relu": {"relu": True},
-        "relu6": {"relu": True, "bound": 6.0},
-        "relux": {"relu": True, "bound": bound},
-        "leaky_relu": {"times": slope, "prelu": True},
+        "relu": stage(form, relu=True),
+        "relu6": stage(form, relu=True, bound=6.0),
+        "relux": stage(form, relu=True, bound=bound),
+        "leaky_relu": stage(form, times=slope, prelu=True),
     }
     if kind in simple:
-        return [Move(Flow(form, form, bs=stage(form, **simple[kind])))]  # type: ignore[arg-type]
+        return [Move(Flow(form, form, bs=simple[kind]))]
     if kind in ("hardsigmoid", "hardswish"):
         bs, bn = stage(form, add=3.0, relu=True, bound=6.0), stage(form, times=1 / 6)
         if kind == "hardsigmoid":

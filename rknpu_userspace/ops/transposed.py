@@ -22,8 +22,11 @@ from rknpu_userspace.program import Program, Share, Spec, Unit
 
 from . import arguments, checks
 from .conv2d import Conv2d
+from .flying import Flow
 from .reference import Pads, Pair, pads, pair
 from .shares import Around, collected
+from .steps import ConvStep, Cube, Step
+from .views import View, ViewStep, Window, surfaces_of
 
 Array = npt.NDArray[Any]
 
@@ -108,6 +111,18 @@ class ConvTranspose2d:
         """(N, OH, OW, OC)."""
         return (self.in_shape[0], *self._out, self._kernels.shape[0])
 
+    def steps(self, source: Cube, target: Cube) -> list[Step]:
+        """The steps for one image, from one cube to another: phases are put together by the NPU then.
+
+        ValueError where a phase does not need all of the input, which a step reads as a whole.
+        """
+        if self.inserted is not None:
+            return [ConvStep(self.inserted.label, self.inserted, source, target)]
+        steps: list[Step] = []
+        for phase in self._phases:
+            steps += phase.steps(source, target, self)
+        return steps
+
     def compile(self, contexts: Sequence[Context]) -> Program:
         """Pack the weights and make the program."""
         if self.inserted is not None:
@@ -140,6 +155,22 @@ class _Phase:
             return share.source(x[:, self._source[0], self._source[1]])
 
         return Share(_Apart(share.unit, share.target, self.operation), cut, self._into)
+
+    def steps(self, source: Cube, target: Cube, whole: ConvTranspose2d) -> list[Step]:
+        """The convolution, and the copy of its pixels to their places."""
+        operation = self.operation
+        if operation.in_shape[1:3] != whole.in_shape[1:3]:
+            raise ValueError("so much is cut off that a phase needs a part of the input only")
+        _, height, width, channels = operation.out_shape
+        apart = Cube(height * width, channels, operation.out)
+        rows, columns = self._target
+        line = whole.out_shape[2]
+        place = View(rows.start * line + columns.start, rows.step * line, columns.step)
+        window = Window(height, width, surfaces_of(apart), View(0, width), place)
+        copy = ViewStep(
+            f"{operation.label}, one of its phases", Flow(apart.form, apart.form), [apart], target, [window]
+        )
+        return [ConvStep(operation.label, operation, source, apart), copy]
 
     def _into(self, y: Array) -> Array:
         return y[:, self._target[0], self._target[1]]

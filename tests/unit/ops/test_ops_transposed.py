@@ -15,6 +15,8 @@ from rknpu_userspace.layout import from_bfloat16, to_bfloat16
 from rknpu_userspace.ops import reference
 from rknpu_userspace.ops.conv2d import Conv2d
 from rknpu_userspace.ops.matmul import Matmul
+from rknpu_userspace.ops.schedule import Schedule
+from rknpu_userspace.ops.steps import Cube
 from rknpu_userspace.ops.transposed import ConvTranspose2d
 from rknpu_userspace.quant import derive, derive_channels
 
@@ -35,7 +37,7 @@ def geometry(draw: st.DrawFn) -> dict[str, Any]:
     return {"stride": stride, "kernel": kernel, "size": size, "padding": padding, "output_padding": more}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(shape=geometry(), ic=channel, oc=channel, zero=st.sampled_from((0, 7)), seed=seeds, cores=st.integers(1, 3))
 def test_transposed_int8(
     npu: Device, shape: dict[str, Any], ic: int, oc: int, zero: int, seed: int, cores: int
@@ -90,6 +92,36 @@ def test_which_way_it_goes(stride: int, zero: int, whole: bool) -> None:
     w = np.ones((4, 4, 4, 4), np.int8)
     operation = ConvTranspose2d(w, (1, 4, 4, 4), stride=stride, x_zero_point=zero)
     assert (operation.inserted is not None) == whole
+
+
+@settings(max_examples=40, deadline=None)
+@given(shape=geometry(), ic=channel, oc=channel, zero=st.sampled_from((0, 7)), out=st.sampled_from(("int8", "int32")))
+def test_transposed_steps(npu: Device, shape: dict[str, Any], ic: int, oc: int, zero: int, out: str) -> None:
+    """As part of a schedule: the NPU puts the phases together."""
+    rng = np.random.default_rng(ic)
+    kernel, size = shape.pop("kernel"), shape.pop("size")
+    x = rng.integers(-128, 128, (1, *size, ic), dtype=np.int8)
+    w = rng.integers(-128, 128, (oc, *kernel, ic), dtype=np.int8)
+    scaled: dict[str, Any] = {"scale": 1e-3} if out == "int8" else {}
+    operation = ConvTranspose2d(w, x.shape, x_zero_point=zero, **shape, **scaled)
+    _, height, width, channels = operation.out_shape
+    source, target = Cube(size[0] * size[1], ic, "int8"), Cube(height * width, channels, out)
+    try:
+        steps = operation.steps(source, target)
+    except ValueError as error:
+        assert "a part of the input only" in str(error)
+        return
+    schedule = Schedule(npu.contexts(1)[0], [source], steps, [target])
+    schedule.pack(x)
+    schedule.start()
+    schedule.wait(60.0)
+    result = np.empty(operation.out_shape, out)
+    schedule.unpack(result)
+    schedule.close()
+    requant = derive(1e-3) if out == "int8" else None
+    assert np.array_equal(
+        result, reference.conv_transpose2d(x, w, x_zero_point=zero, requant=requant, out_dtype=out, **shape)
+    )
 
 
 def test_a_transposed_convolution_larger_than_the_cbuf(npu: Device) -> None:
