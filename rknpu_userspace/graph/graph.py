@@ -345,6 +345,26 @@ class Graph:
         attributes = {"axis": axis, **_activation(activation, result)}
         return self.node("concat", tensors, result, attributes, name=result.name)
 
+    def slice(self, x: Tensor, cuts: Sequence[Sequence[int]], **output: Any) -> Tensor:
+        """A part: (first, stop) or (first, stop, step) for every dimension, none negative."""
+        ranges = tuple((int(cut[0]), int(cut[1]), int(cut[2]) if len(cut) > 2 else 1) for cut in cuts)
+        sizes = [len(range(first, stop, step)) for first, stop, step in ranges]
+        legal = [0 <= a < b <= size and c > 0 for (a, b, c), size in zip(ranges, x.shape, strict=False)]
+        if len(ranges) != len(x.shape) or not all(legal):
+            raise ValueError(f"{ranges} are no parts of {x.shape}")
+        result = self._like(x, "slice", sizes, output)
+        return self.node("slice", [x], result, {"cuts": ranges}, name=result.name)
+
+    def upsample(self, x: Tensor, factor: int | Sequence[int], **output: Any) -> Tensor:
+        """Every pixel ``factor`` times, (vertical, horizontal)."""
+        down, right = pair("factor", factor)
+        if len(x.shape) != 4 or min(down, right) < 1:
+            raise ValueError(f"upsampling takes [N, H, W, C] and positive factors, not {x.shape} and {factor}")
+        shape = (x.shape[0], x.shape[1] * down, x.shape[2] * right, x.shape[3])
+        result = self._like(x, "resize", shape, output)
+        attributes = {"method": "nearest", "align_corners": 0, "half_pixel": 0}
+        return self.node("resize", [x], result, attributes, name=result.name)
+
     def dequantize(self, x: Tensor, *, name: str = "") -> Tensor:
         """int8 or float16 to float32."""
         label = self._unique(name or f"dequantize{len(self.nodes)}")

@@ -192,8 +192,7 @@ def _concat(node: Node, *inputs: Array) -> Array:
 
 
 def _slice(node: Node, x: Array) -> Array:
-    cuts = tuple(slice(first, None if stop < 0 else stop, step) for first, stop, step in node.attributes["cuts"])
-    return np.ascontiguousarray(x[cuts])
+    return np.ascontiguousarray(x[tuple(slice(*cut) for cut in node.attributes["cuts"])])
 
 
 def _resize(node: Node, x: Array) -> Array:

@@ -13,16 +13,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rknpu_userspace.formats import OUTPUTS
 from rknpu_userspace.ops import elementwise
 from rknpu_userspace.ops.elementwise import Binary, Scales
 from rknpu_userspace.ops.flying import Flow
 from rknpu_userspace.ops.steps import Cube, FlyingStep, Step
-from rknpu_userspace.quant import INT8_MAX, INT8_MIN, Requant, derive, requantize
-from rknpu_userspace.task import ALU_ADD, Stage
+from rknpu_userspace.quant import Requant, requantize
+from rknpu_userspace.task import Stage
 
 from .common import FORMATS, Lowering, clamped, relu_of
-from .ir import Node, Tensor
+from .ir import Node
+from .moving import Concat, Reshape, Resize, Slice, rescale
 from .weighted import AveragePool, Convolution, MaxPool, Transposed
 
 Array = npt.NDArray[Any]
@@ -110,79 +110,6 @@ class Requantize:
         return clamped(self._node, requantize(wide, self._requant))
 
 
-def rescale(x: Tensor, out: Tensor) -> tuple[Flow, Requant]:
-    """The flow from one int8 quantisation to another, and what its output converter does."""
-    requant = derive(x.scale / out.scale, out.zero_point)
-    stage = Stage(bypass=0, alu_bypass=0, alu_algorithm=ALU_ADD, alu_operand=-x.zero_point)
-    flow = Flow("int8", "int8", bs=stage, cvt_offset=requant.offset, cvt_scale=requant.scale, cvt_shift=requant.shift)
-    return flow, requant
-
-
-class Concat:
-    """Channels side by side: every input is written, or copied, to its place in the output's cube."""
-
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        out = node.output
-        if node.attributes["axis"] != len(out.shape) - 1:
-            raise ValueError("tensors are put side by side along the channels only")
-        if out.dtype not in FORMATS:
-            raise TypeError(f"the NPU takes {' or '.join(FORMATS)}, not {out.dtype}")
-        if node.clamp != (INT8_MIN, INT8_MAX) or "activation" in node.attributes:
-            raise ValueError("an activation behind a concatenation")
-        per_atom = OUTPUTS[out.dtype].atom_channels
-        for tensor in node.inputs[:-1]:
-            if tensor.channels % per_atom:
-                raise ValueError(f"{tensor.channels} channels are no whole atoms of {per_atom}")
-        self.starts = np.cumsum([0] + [tensor.channels for tensor in node.inputs[:-1]]).tolist()
-
-    def is_in_place(self, index: int) -> bool:
-        """Whether an input is quantised as the output is, so that it may be computed where it belongs."""
-        x, out = self._node.inputs[index], self._node.output
-        return (x.scale, x.zero_point) == (out.scale, out.zero_point)
-
-    def steps(self, reads: Sequence[Cube], target: Cube) -> list[Step]:
-        """Copies of what does not lie there yet."""
-        steps: list[Step] = []
-        for index, (tensor, cube, start) in enumerate(zip(self._node.inputs, reads, self.starts, strict=True)):
-            if cube.parent is target:
-                continue
-            slot = Cube(target.pixels, tensor.channels, target.form, target, start)
-            flow = rescale(tensor, self._node.output)[0] if tensor.dtype == "int8" else Flow(target.form, target.form)
-            steps.append(FlyingStep(f"{self._node.name}: input {index + 1}", flow, (cube,), slot))
-        return steps
-
-    def reference(self, *inputs: Array) -> Array:
-        """See Lowering."""
-        parts = []
-        for tensor, values in zip(self._node.inputs, inputs, strict=True):
-            if tensor.dtype == "int8":
-                wide = values.astype(np.int32) - tensor.zero_point
-                values = requantize(wide, rescale(tensor, self._node.output)[1])
-            parts.append(values)
-        return np.concatenate(parts, axis=-1)
-
-
-class Reshape:
-    """No step at all: the cube of the input is that of the output."""
-
-    def __init__(self, node: Node) -> None:
-        x, out = node.inputs[0], node.output
-        if x.dtype not in FORMATS:
-            raise TypeError(f"the NPU takes {' or '.join(FORMATS)}, not {x.dtype}")
-        if (x.pixels, x.channels) != (out.pixels, out.channels):
-            raise ValueError(f"{x.shape} to {out.shape} moves channels to pixels or back")
-        self._shape = out.shape
-
-    def steps(self, reads: Sequence[Cube], target: Cube) -> list[Step]:
-        """None."""
-        return []
-
-    def reference(self, *inputs: Array) -> Array:
-        """See Lowering."""
-        return inputs[0].reshape(self._shape)
-
-
 LOWERINGS: dict[str, Callable[[Node], Lowering]] = {
     "conv2d": Convolution,
     "conv_transpose2d": Transposed,
@@ -197,6 +124,8 @@ LOWERINGS: dict[str, Callable[[Node], Lowering]] = {
     "requantize": Requantize,
     "concat": Concat,
     "reshape": Reshape,
+    "slice": Slice,
+    "resize": Resize,
 }
 
 

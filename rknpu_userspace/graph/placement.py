@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from .common import Lowering
 from .ir import Node, Tensor
-from .lowering import Reshape, lower
+from .lowering import lower
+from .moving import Reshape
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from . import host
 from .common import Lowering, cube_of
 from .graph import Graph
 from .ir import Node, Tensor
-from .lowering import Concat, Reshape
+from .moving import Concat, Reshape
 from .passes import simplify
 from .placement import Placed, Segment, place, segments
 

@@ -13,9 +13,8 @@ import numpy.typing as npt
 from rknpu_userspace.ops import pool, reference
 from rknpu_userspace.ops.conv2d import Conv2d
 from rknpu_userspace.ops.convolution import effective_bias
-from rknpu_userspace.ops.elementwise import Binary
 from rknpu_userspace.ops.pool import average_pool
-from rknpu_userspace.ops.steps import ConvStep, Cube, FlyingStep, Step
+from rknpu_userspace.ops.steps import ConvStep, Cube, Step
 from rknpu_userspace.ops.transposed import ConvTranspose2d
 from rknpu_userspace.plan import make_plan
 from rknpu_userspace.quant import INT8_MAX, INT8_MIN
@@ -186,70 +185,20 @@ class AveragePool(OneConvolution):
 
 
 class MaxPool:
-    """Maximum along the lines, then along the columns, of shifted copies: the PPU's interrupts reach no driver.
-
-    A copy is a depthwise convolution with a single one in its kernel, which also does stride and padding; the maximum
-    of two copies is an element-wise task. All of it ends with the interrupt that the mainline driver waits for.
-    """
+    """Element-wise maxima of shifted views (see ``ops.pool``): the pooling unit's interrupts reach no driver."""
 
     def __init__(self, node: Node) -> None:
-        self._node = node
-        self._x = single(node)
-        if self._x.dtype != "int8":
-            raise TypeError("maxima of float16 windows: padding would be zeros")
-        kernel, stride = node.attributes["kernel"], node.attributes["stride"]
-        top, left, bottom, right = node.attributes["padding"]
-        self._across = [
-            self._copy(self._x.shape, 1, tap, kernel, stride, (0, left, 0, right)) for tap in range(kernel[1])
-        ]
-        shape = self._across[0].out_shape
-        self._down = [self._copy(shape, 0, tap, kernel, stride, (top, 0, bottom, 0)) for tap in range(kernel[0])]
-        if node.clamp != (INT8_MIN, INT8_MAX):
+        x = single(node)
+        if node.clamp != (INT8_MIN, INT8_MAX) or "activation" in node.attributes:
             raise ValueError("an activation behind a maximum")
-        for operation in (*self._across, *self._down):
-            make_plan(operation.problem(), 1, whole_sums=True)
-
-    @staticmethod
-    def _copy(
-        shape: Sequence[int], axis: int, tap: int, kernel: Sequence[int], stride: Sequence[int], edges: Sequence[int]
-    ) -> Conv2d:
-        """Element ``tap`` of every window along an axis; what is outside counts as the least int8."""
-        size = [1, 1]
-        size[axis] = kernel[axis]
-        steps = [1, 1]
-        steps[axis] = stride[axis]
-        weights = np.zeros((shape[3], *size, 1), np.int8)
-        weights.reshape(shape[3], -1)[:, tap] = 1
-        least: dict[str, Any] = {"x_zero_point": INT8_MIN, "out_zero_point": INT8_MIN}
-        return Conv2d(weights, shape, groups=shape[3], stride=steps, padding=edges, scale=1.0, **least)
+        attributes = node.attributes
+        options = {name: attributes[name] for name in ("stride", "padding")}
+        self._pool = pool.Pool2d("max", x.dtype, x.shape, attributes["kernel"], **options)
 
     def steps(self, reads: Sequence[Cube], target: Cube) -> list[Step]:
         """See Lowering."""
-        steps: list[Step] = []
-        middle = self._maximum(steps, self._across, reads[0], None)
-        self._maximum(steps, self._down, middle, target)
-        return steps
-
-    def _maximum(self, steps: list[Step], copies: Sequence[Conv2d], source: Cube, target: Cube | None) -> Cube:
-        _, height, width, channels = copies[0].out_shape
-        name = self._node.name
-        best: Cube | None = None
-        for index, operation in enumerate(copies):
-            is_last = index == len(copies) - 1
-            copy = target if is_last and best is None and target else Cube(height * width, channels, "int8")
-            steps.append(ConvStep(f"{name}: shift {index + 1} of {len(copies)}", operation, source, copy))
-            if best is None:
-                best = copy
-                continue
-            result = target if is_last and target else Cube(height * width, channels, "int8")
-            flow = Binary("max", "int8", (height * width, channels)).flow()
-            steps.append(FlyingStep(f"{name}: maximum {index} of {len(copies) - 1}", flow, (best, copy), result))
-            best = result
-        if best is None:
-            raise ValueError("a window without elements")
-        return best
+        return self._pool.steps(reads[0], target)
 
     def reference(self, *inputs: Array) -> Array:
         """See Lowering."""
-        attributes = self._node.attributes
-        return pool.reference("max", inputs[0], attributes["kernel"], attributes["stride"], attributes["padding"])
+        return pool.reference("max", inputs[0], self._pool.kernel, self._pool.stride, self._pool.padding)

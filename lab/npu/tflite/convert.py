@@ -168,18 +168,16 @@ class _Converter:
         """Note one of the operator's results."""
         self._values[self._operator.outputs[index]] = tensor
 
-    def cut(self, x: Tensor, cuts: Sequence[tuple[int, int, int]], index: int = 0) -> None:
-        """A part of a tensor as a result: (first, stop, step) of every dimension; a negative stop is the end."""
+    def cut(self, x: Tensor, cuts: Sequence[slice], index: int = 0) -> None:
+        """A part of a tensor as a result."""
         out = self._tensor(self._operator.outputs[index])
-        shape = tuple(
-            len(range(size)[slice(a, None if b < 0 else b, c)]) for size, (a, b, c) in zip(x.shape, cuts, strict=True)
-        )
-        attributes = {"cuts": tuple(cuts)}
+        ranges = tuple(cut.indices(size) for cut, size in zip(cuts, x.shape, strict=True))
+        shape = tuple(len(range(*numbers)) for numbers in ranges)
         if shape == out.shape:
-            self.put(self._graph.node("slice", [x], out, attributes, name=out.name), index)
+            self.put(self._graph.node("slice", [x], out, {"cuts": ranges}, name=out.name), index)
             return
         inner = replace(out, name=f"{out.name}/cut", shape=shape, unsigned=False)
-        self._graph.node("slice", [x], inner, attributes, name=inner.name)
+        self._graph.node("slice", [x], inner, {"cuts": ranges}, name=inner.name)
         self.put(self._graph.node("reshape", [inner], out, name=out.name), index)
 
     def reshape(self, x: Tensor, shape: Sequence[int], suffix: str) -> Tensor:
@@ -338,7 +336,7 @@ def _concat(c: _Converter) -> None:
 def _slice(c: _Converter) -> None:
     x = c.quantised()
     begin, size = c.constant(1).reshape(-1), c.constant(2).reshape(-1)
-    c.cut(x, [(int(a), int(a + n) if n >= 0 else -1, 1) for a, n in zip(begin, size, strict=True)])
+    c.cut(x, [slice(int(a), int(a + n) if n >= 0 else None) for a, n in zip(begin, size, strict=True)])
 
 
 def _strided_slice(c: _Converter) -> None:
@@ -349,16 +347,14 @@ def _strided_slice(c: _Converter) -> None:
     begin, end, step = (c.constant(index).reshape(-1) for index in (1, 2, 3))
     if (step < 1).any():
         raise ValueError("a negative stride")
-    cuts = []
-    for axis, size in enumerate(x.shape):
-        if axis >= len(begin):
-            cuts.append((0, size, 1))
-            continue
-        first = 0 if options.BeginMask() >> axis & 1 else int(begin[axis]) % size if begin[axis] < size else size
-        last = size if options.EndMask() >> axis & 1 else int(end[axis]) + size * int(end[axis] < 0)
+    cuts = [slice(None)] * len(x.shape)
+    for axis in range(len(begin)):
+        first = None if options.BeginMask() >> axis & 1 else int(begin[axis])
+        last = None if options.EndMask() >> axis & 1 else int(end[axis])
         if options.ShrinkAxisMask() >> axis & 1:
+            first = int(begin[axis]) % x.shape[axis]
             last = first + 1
-        cuts.append((first, min(last, size), int(step[axis])))
+        cuts[axis] = slice(first, last, int(step[axis]))
     c.cut(x, cuts)
 
 
@@ -368,8 +364,8 @@ def _split(c: _Converter) -> None:
     count = len(c._operator.outputs)
     step = x.shape[axis] // count
     for index in range(count):
-        cuts = [(0, size, 1) for size in x.shape]
-        cuts[axis] = (index * step, (index + 1) * step, 1)
+        cuts = [slice(None)] * len(x.shape)
+        cuts[axis] = slice(index * step, (index + 1) * step)
         c.cut(x, cuts, index)
 
 

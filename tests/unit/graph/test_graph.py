@@ -173,6 +173,20 @@ def test_host_takes_what_the_npu_can_not(npu: Device) -> None:
     assert "border" in program.layers[-1].reason
 
 
+def test_views(npu: Device) -> None:
+    """Parts, enlarged images and images side by side are copies on the NPU: what YOLO's neck consists of."""
+    net = Builder((1, 12, 10, 48), 15)
+    graph = net.graph
+    small = net.conv(net.input, 32, 3, stride=2)
+    large = graph.upsample(small, 2)
+    graph.output(graph.concat([large, net.input], scale=0.05))
+    even = [graph.slice(net.input, [(0, 1), (y, 12, 2), (x, 10, 2), (16, 48)]) for y in (0, 1) for x in (0, 1)]
+    focus = graph.concat(even)
+    graph.output(net.conv(focus, 20, 1))
+    graph.output(graph.concat([small, graph.max_pool(small, 5, stride=1, padding=2)], axis=2, scale=0.1))
+    run(npu, net)
+
+
 def test_padding_is_folded(npu: Device) -> None:
     net = Builder((1, 11, 11, 8), 10)
     graph = net.graph

@@ -101,18 +101,8 @@ def test_the_next_run_works_after_a_failure(npu: Device) -> None:
 
 
 OPERATIONS = (
-    "conv",
-    "wide",
-    "stride",
-    "depthwise",
-    "add",
-    "mul",
-    "max",
-    "pool",
-    "average",
-    "concat",
-    "rescale",
-    "table",
+    *("conv", "wide", "stride", "depthwise", "add", "mul", "max", "pool", "average"),
+    *("concat", "side", "rescale", "slice", "upsample", "table"),
 )
 
 
@@ -133,9 +123,17 @@ def _grow(net: Builder, operation: str, pick: int, tensors: list[Tensor]) -> Ten
         if min(x.shape[1:3]) < 3:
             return x
         pool = graph.max_pool if operation == "pool" else graph.average_pool
-        return pool(x, 2 + pick % 2, stride=1 + pick % 2)
+        return pool(x, 2 + pick % 2, stride=1 + pick % 2, padding=pick // 6)
     if operation == "concat":
         return graph.concat([x, other], scale=x.scale, zero_point=x.zero_point)
+    if operation == "side":
+        return graph.concat([x, other, x], axis=1 + pick % 2, scale=x.scale * 1.1, zero_point=pick)
+    if operation == "slice":
+        _, height, width, channels = x.shape
+        top, left, first = pick % min(3, height), pick % min(2, width), 16 * (channels > 16 + pick)
+        return graph.slice(x, [(0, 1), (top, height, 1 + pick % 2), (left, width, 1 + pick // 6), (first, channels)])
+    if operation == "upsample":
+        return graph.upsample(x, (1 + pick % 2, 1 + pick % 3)) if x.pixels < 100 else x
     if operation == "rescale":
         return graph.requantize(x, scale=x.scale * 1.3, zero_point=2, activation=("none", "relu")[pick % 2])
     return graph.table(x, np.roll(np.arange(-128, 128), pick).astype(np.int8))
