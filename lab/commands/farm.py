@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import yaml
+
 from lab.commands.virt import add_board_options
 from lab.errors import ExitCode, KitError
 from lab.farm import state
@@ -16,6 +19,19 @@ from lab.farm.client import DEFAULT_PORT, Client, Place
 from lab.output import Output
 
 HELP = "a farm of boards: start one, run jobs on it, see who has what"
+PLACES_SCHEMA = {
+    "type": "object",
+    "additionalProperties": {
+        "type": "object",
+        "required": ["match"],
+        "additionalProperties": False,
+        "properties": {
+            "match": {"type": "string", "pattern": "^[^/]+/[^/]+(/[^/]+){0,2}$"},
+            "tags": {"type": "object", "additionalProperties": {"type": "string"}},
+            "comment": {"type": "string"},
+        },
+    },
+}
 EVERYTHING = ("pytest", "tests/board")
 """What `farm run` runs when no command is given."""
 
@@ -33,7 +49,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     down = verbs.add_parser("down", help="end the farm of this host")
     down.add_argument("--force", action="store_true", help="also when a place is in use")
     place = verbs.add_parser("place", help="the places").add_subparsers(dest="what", metavar="WHAT", required=True)
+    apply = place.add_parser("apply", help="make the places of a file, as they stand there")
+    apply.add_argument("file", type=Path, help="see lab/labgrid/examples/places.yaml")
     for sub in (
+        apply,
         verbs.add_parser("status", help="the coordinator, its places, who waits"),
         place.add_parser("list", help="the places of the coordinator"),
         verbs.add_parser("sweep", help="release what killed runs of this host left"),
@@ -137,9 +156,29 @@ def _document(place: Place) -> dict[str, Any]:
 
 
 def _places(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    if args.what == "apply":
+        _apply(args.file, state.coordinator_address(args.coordinator))
     places, client = _list_places(state.coordinator_address(args.coordinator), out)
     client.close()
     return {"places": [_document(place) for place in places]}
+
+
+def _apply(path: Path, address: str) -> None:
+    """Make or correct the places of a file; others stay as they are."""
+    try:
+        document = yaml.safe_load(path.read_text())
+        jsonschema.validate(document, PLACES_SCHEMA)
+    except OSError as error:
+        raise KitError(ExitCode.USAGE, f"{path}: {error.strerror}", "name a file that is there") from error
+    except (yaml.YAMLError, jsonschema.ValidationError) as error:
+        why = getattr(error, "message", "") or " ".join(str(error).split())
+        raise KitError(ExitCode.USAGE, f"{path}: {why}", "see lab/labgrid/examples/places.yaml") from error
+    client = Client(address)
+    try:
+        for name, entry in document.items():
+            client.ensure_place(name, entry["match"], entry.get("tags", {}), entry.get("comment", ""))
+    finally:
+        client.close()
 
 
 def _status(args: argparse.Namespace, out: Output) -> dict[str, Any]:

@@ -21,9 +21,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
+from labgrid.driver.exception import ExecutionError
 from labgrid.remote.generated import labgrid_coordinator_pb2 as pb
 from labgrid.remote.generated.labgrid_coordinator_pb2_grpc import CoordinatorStub
 from labgrid.util import labgrid_version
+from labgrid.util.proxy import proxymanager
 
 from lab.errors import ExitCode, KitError
 
@@ -132,7 +134,12 @@ class Client:
     def __init__(self, address: str, owner: str = "") -> None:
         self.address = full_address(address)
         self.owner = owner
-        self._channel = grpc.insecure_channel(self.address, options=_OPTIONS)
+        # with LG_PROXY set labgrid goes through ssh to that host
+        try:
+            target = proxymanager.get_grpc_address(self.address, default_port=DEFAULT_PORT)
+        except ExecutionError as error:
+            raise self._away(f"LG_PROXY: {error}") from error
+        self._channel = grpc.insecure_channel(target, options=_OPTIONS)
         self._stub = CoordinatorStub(self._channel)
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._resources: dict[tuple[str, str, str], Resource] = {}

@@ -263,6 +263,8 @@ class Keeper:
         return ""
 
     def _command(self, command: Command, place: Place) -> None:
+        # ssh, when the coordinator is reached through it (LG_PROXY): the release needs it too
+        before = frozenset(processes.descendants(os.getpid()))
         process = subprocess.Popen(
             [sys.executable, "-m", "lab.farm.launch", str(os.getpid()), *command.argv],
             stdin=subprocess.DEVNULL,
@@ -290,7 +292,7 @@ class Keeper:
         finally:
             _end(process)
             os.close(command.output)
-            killed = processes.end_descendants(ORPHAN_SECONDS)
+            killed = processes.end_descendants(ORPHAN_SECONDS, before)
             emit("exit", code=process.returncode, killed=killed)
 
     # giving it back

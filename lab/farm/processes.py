@@ -11,7 +11,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -63,15 +63,16 @@ def _reap() -> None:
             return
 
 
-def end_descendants(patience: float, on_kill: Callable[[int], None] | None = None) -> int:
+def end_descendants(patience: float, spare: Collection[int] = ()) -> int:
     """Wait for all descendants of this process to end, after ``patience`` seconds kill them; how many were killed.
 
-    What a killed command leaves ends by itself as a rule (a guard sees its pipe close and ends QEMU).
+    ``spare`` are those that have work to do afterwards. What a killed
+    command leaves ends by itself as a rule (a guard sees its pipe close and ends QEMU).
     """
     me, deadline, killed = os.getpid(), time.monotonic() + patience, set[int]()
     while True:
         _reap()
-        left = descendants(me)
+        left = [process for process in descendants(me) if process not in spare]
         if not left:
             return len(killed)
         if time.monotonic() >= deadline:
@@ -80,7 +81,5 @@ def end_descendants(patience: float, on_kill: Callable[[int], None] | None = Non
                     os.kill(process, signal.SIGKILL)
                 except ProcessLookupError:
                     continue
-                if process not in killed and on_kill is not None:
-                    on_kill(process)
                 killed.add(process)
         time.sleep(0.02)

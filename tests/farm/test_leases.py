@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import RunningFarm, wait_for, wait_until_gone
 
+from lab.cli import main
 from lab.farm import state
 from lab.farm.client import Client
 
@@ -212,3 +213,18 @@ def test_environment_with_a_typo_takes_no_place(farm: RunningFarm, nothing_left:
     path.write_text("imports: [lab.labgrid]\ntargets: {main: {drivers: {KitQEMUDriver: {memroy: 2G}}}}\n")
     code, text = farm.run("--place", "virt-1", "--env", str(path), "--", "true")
     assert code == 8 and "KitQEMUDriver has no option memroy" in text and "did you mean memory?" in text
+
+
+def test_places_of_a_file(farm: RunningFarm, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "places.yaml"
+    for tags in ("{board: orangepi-5, room: a}", "{board: orangepi-5, room: b}"):
+        path.write_text(f"shelf-1: {{match: desk/shelf-1/*, tags: {tags}, comment: a real one}}\n")
+        assert main(["farm", "place", "apply", str(path), "--coordinator", farm.coordinator]) == 0
+    place = farm.places()["shelf-1"]
+    assert place.matches == ("desk/shelf-1/*",) and place.tags == {"board": "orangepi-5", "room": "b"}
+    path.write_text("shelf-1: {matches: desk/shelf-1/*}\n")
+    assert main(["farm", "place", "apply", str(path), "--coordinator", farm.coordinator]) == 2
+    assert "match" in capfd.readouterr().err
+    client = Client(farm.coordinator)
+    client.delete_place("shelf-1")
+    client.close()
