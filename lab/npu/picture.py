@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lab.errors import ExitCode, KitError
 from lab.npu.layers import CLOCKS_HZ, Cost
 from lab.virt import roofline
 
@@ -46,8 +47,13 @@ def draw(costs: Mapping[str, Sequence[Cost]], cores: int, path: Path) -> None:
     title = f"plans of {cores} core{'s' if cores > 1 else ''}, times by the model's estimate at {clock // 10**6} MHz"
     figure.suptitle(title, fontsize=12)
     partial = path.with_name(f"{path.stem}.partial.png")
-    figure.savefig(partial)
-    partial.rename(path)
+    try:
+        figure.savefig(partial)
+        partial.rename(path)
+    except OSError as error:
+        raise KitError(ExitCode.FAILED, f"{path} can not be written: {error.strerror}", "name another place") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _roofline(axes: Any, costs: Mapping[str, Sequence[Cost]], cores: int) -> None:

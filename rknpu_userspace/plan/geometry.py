@@ -95,6 +95,11 @@ class Problem:
         return (columns + self.pad_left + self.pad_right - self.span_x) // self.stride_x + 1
 
     @property
+    def line_step(self) -> int:
+        """Lines in memory from one that is fetched to the next: a kernel of one line has no use for those between."""
+        return self.stride_y if self.kernel_height == self.insert_y == 1 and not self.packed else 1
+
+    @property
     def pitch(self) -> int:
         """Pixels from one line of a packed image to the next: lines begin at atoms."""
         return align(self.width, ATOM)
@@ -275,15 +280,15 @@ class Axis:
 
 
 def axes(problem: Problem, chunk: Chunk) -> tuple[Axis, Axis]:
-    """The vertical and horizontal axis of a chunk."""
+    """The vertical and horizontal axis of a chunk; vertical positions count the lines that are fetched."""
 
     def axis(sizes: tuple[int, int], first: int, last: int, stride: int, dilation: int, pad: int, insert: int) -> Axis:
         return Axis(*sizes, stride, first * dilation - pad, (last - first - 1) * dilation + 1, insert)
 
     p = problem
-    vertical, horizontal = (p.height, p.out_height), (p.width, p.out_width)
+    vertical, horizontal = (ceil_div(p.height, p.line_step), p.out_height), (p.width, p.out_width)
     return (
-        axis(vertical, chunk.ky0, chunk.ky1, p.stride_y, p.dilation_y, p.pad_top, p.insert_y),
+        axis(vertical, chunk.ky0, chunk.ky1, p.stride_y // p.line_step, p.dilation_y, p.pad_top, p.insert_y),
         axis(horizontal, chunk.kx0, chunk.kx1, p.stride_x, p.dilation_x, p.pad_left, p.insert_x),
     )
 

@@ -89,7 +89,8 @@ def _feature_place(
     """Offset of the tile's features from image 0 (bytes), LINE_STRIDE, SURF_STRIDE (atoms) and GROUP_LINE_OFF.
 
     Lines with all their channels together are what HM calls panels (rk_npu_matmul_i8.cpp), a line per panel.
-    Full-width tiles of a cube are fetched four lines at a time as Mesa and Rockchip's compiler do, others line by line.
+    Full-width tiles of a cube are fetched four lines at a time as Mesa and Rockchip's compiler do, others line by line,
+    with a longer stride where lines are left out.
     """
     form = problem.input
     first = chunk.c0 + (tile.n0 if problem.depthwise else 0)
@@ -104,16 +105,16 @@ def _feature_place(
         )
     if problem.rows_in:
         line = row_bytes_in(problem)
-        return image + top * line + form.nbytes(first), line // ATOM, 0, 1
+        return image + top * line + form.nbytes(first), line // ATOM * problem.line_step, 0, 1
     if problem.lines_in:
         surfaces = problem.stored_channels // form.atom_channels
         offset = top * surfaces * problem.width + first // form.atom_channels * problem.width + left
-        return image + offset * ATOM, surfaces * problem.width, problem.width - width, 1
+        return image + offset * ATOM, surfaces * problem.width * problem.line_step, problem.width - width, 1
     area = problem.height * problem.width
     offset = image + (first // form.atom_channels * area + top * problem.width + left) * ATOM
-    if width == problem.width:
+    if width == problem.width and problem.line_step == 1:
         return offset, 4 * width, area - 4 * width, 0
-    return offset, problem.width, area - width, 1
+    return offset, problem.width * problem.line_step, area - width, 1
 
 
 def _conv(plan: Plan, tile: Tile, vertical: Axis, horizontal: Axis, post: Post, places: Places) -> Conv:
@@ -121,7 +122,8 @@ def _conv(plan: Plan, tile: Tile, vertical: Axis, horizontal: Axis, post: Post, 
     form = problem.input
     top, height, pad_top = vertical.window(tile.y0, tile.y1)
     left, width, pad_left = horizontal.window(tile.x0, tile.x1)
-    offset, line_stride, surface_stride, line_by_line = _feature_place(problem, chunk, tile, top, left, width)
+    first_line = top * problem.line_step
+    offset, line_stride, surface_stride, line_by_line = _feature_place(problem, chunk, tile, first_line, left, width)
     kernels = tile.n1 - tile.n0
     if problem.depthwise:
         channels = align(kernels, form.atom_channels)
@@ -156,7 +158,7 @@ def _conv(plan: Plan, tile: Tile, vertical: Axis, horizontal: Axis, post: Post, 
         dma_width=width,
         dma_height=height,
         mode=DEPTHWISE if problem.depthwise else DIRECT,
-        stride_y=problem.stride_y,
+        stride_y=vertical.stride,
         stride_x=problem.stride_x,
         dilation_y=problem.dilation_y,
         dilation_x=problem.dilation_x,

@@ -110,6 +110,12 @@ def test_tables_of_the_docs(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line for line in shown if line not in printed] == []
 
 
+def test_picture_in_a_place_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = tmp_path / "none" / "layers.png"
+    assert main(["npu", "bench", "--network", "qwen-decode", "--plot", str(picture)]) == 1
+    assert "can not be written: No such file or directory" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
