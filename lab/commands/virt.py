@@ -16,6 +16,7 @@ from lab.assemble.virt import FLAVOURS
 from lab.errors import ExitCode, KitError
 from lab.output import Output
 from lab.process import require
+from lab.virt import chips
 from lab.virt.background import BackgroundBoard, boards_in_background, find_board, stop_board
 from lab.virt.board import VirtualBoard
 from lab.virt.results import new_results_dir
@@ -54,6 +55,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     up.add_argument("--name", help="what to call it (default virt, virt-2, ...)")
     up.add_argument("--ssh-port", type=int, default=0, metavar="PORT", help="port on 127.0.0.1 (default any free one)")
     up.add_argument("--strict-supplies", action="store_true", help="keep the device tree's supplies")
+    up.add_argument("--nor", type=Path, metavar="FILE", help="content of the SPI NOR; made erased if it is not there")
+    up.add_argument("--emmc", type=Path, metavar="FILE", help="content of the eMMC; made (1 GiB) if it is not there")
     up.add_argument("--quirks", type=Path, metavar="FILE", help="answers of a board (npulab npu probe) for its NPU")
     shell = verbs.add_parser("shell", help="log in; after -- a command to run instead of a shell")
     shell.add_argument("--name", help="which board, when several run")
@@ -100,6 +103,8 @@ def _up(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         cpus=args.cpus,
         ssh_port=args.ssh_port,
         quirks=quirks,
+        nor=chips.nor(args.nor) if args.nor else None,
+        emmc=chips.emmc(args.emmc) if args.emmc else None,
         strict_supplies=args.strict_supplies,
     )
     results = new_results_dir("virt")
@@ -158,11 +163,8 @@ def _wait_for_ssh(port: int, patience: float = 30.0) -> bool:
 
 
 def ssh_command(board: BackgroundBoard) -> list[str]:
-    """ssh to a background board: its own key, no trace in the user's known_hosts."""
-    options = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
-    ssh = require("ssh", "openssh-client")
-    where = ["-i", str(board.ssh_key), "-p", str(board.ssh_port), "root@127.0.0.1"]
-    return [ssh, "-F", "none", *options, "-o", "IdentitiesOnly=yes", *where]
+    """ssh to a background board."""
+    return [require("ssh", "openssh-client"), *board.ssh_options, "-p", str(board.ssh_port), "root@127.0.0.1"]
 
 
 def _shell(args: argparse.Namespace, out: Output) -> dict[str, Any]:

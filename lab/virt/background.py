@@ -32,6 +32,12 @@ class BackgroundBoard:
         """The unix socket of the console."""
         return self.runtime / "console.sock"
 
+    @property
+    def ssh_options(self) -> list[str]:
+        """Options of ssh for this board: its own key, no trace in the user's known_hosts."""
+        words = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "IdentitiesOnly=yes"]
+        return ["-F", "none", *(part for word in words for part in ("-o", word)), "-i", str(self.ssh_key)]
+
     def document(self) -> dict[str, Any]:
         """For ``--json``."""
         return {

@@ -4,6 +4,7 @@
 file:DIR                    a board directory (drills, stand-in)
 block:PATH[,STORAGE]        a medium in a reader of this host, or an image file
 ssh:[USER@]HOST[:PORT]      a running Linux
+virt[:NAME]                 a virtual board that runs in the background (npulab virt up)
 serial:PORT                 a root shell on the console (a device, or a URL of pyserial)
 rockusb[:BUS-PORT]          a board in USB download mode
 rockusb+unix:SOCKET[,PORT]  the same, played by a served stand-in
@@ -29,8 +30,9 @@ from lab.firmware.transports.linux import LinuxTransport
 from lab.firmware.transports.rockusb import RockusbTransport
 from lab.firmware.transports.serial import SerialRemote, open_port
 from lab.firmware.transports.ssh import SshRemote
+from lab.virt.background import find_board
 
-FORMS = "file:DIR, block:PATH[,STORAGE], ssh:[USER@]HOST[:PORT], serial:PORT, rockusb[:BUS-PORT]"
+FORMS = "file:DIR, block:PATH[,STORAGE], ssh:[USER@]HOST[:PORT], virt[:NAME], serial:PORT, rockusb[:BUS-PORT]"
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,9 @@ def open_transport(via: str, board: Board, loader: Loader | None = None) -> Tran
     where, _, extra = rest.partition(",")
     if kind in ("rockusb", "rockusb+unix", "standin"):
         return _rockusb(kind, where, extra, board, loader or Loader())
+    if kind == "virt":
+        running = find_board(where or None)
+        return _linux(board, SshRemote(f"root@127.0.0.1:{running.ssh_port}", running.ssh_options))
     if not where:
         raise KitError(ExitCode.USAGE, f"--via {via}: not a way to a board", f"one of {FORMS}")
     if kind == "file":
@@ -55,15 +60,18 @@ def open_transport(via: str, board: Board, loader: Loader | None = None) -> Tran
         storage = board.storage_named(extra or _only_removable(board))
         return BlockTransport(Path(where), storage.name, storage.kind)
     if kind == "ssh":
-        remote = SshRemote(where)
-        try:
-            return LinuxTransport(board, remote)
-        except BaseException:
-            remote.close()
-            raise
+        return _linux(board, SshRemote(where))
     if kind == "serial":
         return LinuxTransport(board, SerialRemote(open_port(rest, board.console.baud), f"serial:{rest}"))
     raise KitError(ExitCode.USAGE, f"--via {via}: not a way to a board", f"one of {FORMS}")
+
+
+def _linux(board: Board, remote: SshRemote) -> LinuxTransport:
+    try:
+        return LinuxTransport(board, remote)
+    except BaseException:
+        remote.close()
+        raise
 
 
 def _only_removable(board: Board) -> str:
