@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from rknpu_userspace.ops import pool, reference
+from rknpu_userspace.ops import arguments, pool, reference
 from rknpu_userspace.ops.conv2d import Conv2d
 from rknpu_userspace.ops.convolution import effective_bias
 from rknpu_userspace.ops.pool import average_pool
 from rknpu_userspace.ops.steps import ConvStep, Cube, Step
 from rknpu_userspace.ops.transposed import ConvTranspose2d
 from rknpu_userspace.plan import make_plan
-from rknpu_userspace.quant import INT8_MAX, INT8_MIN
+from rknpu_userspace.quant import INT8_MAX, INT8_MIN, ChannelRequant
 
 from .channels import balance
-from .common import clamped, relu_of, single
+from .common import clamped, cube_of, relu_of, single
 from .ir import Node
 
 Array = npt.NDArray[Any]
@@ -122,36 +122,45 @@ def dense(weights: Array, groups: int, fill: int) -> Array:
     return wide
 
 
-class Transposed(OneConvolution):
-    """A convolution that inserts zeros between the pixels of its input, which have to be zero there as well."""
+class Transposed:
+    """A convolution that inserts zeros where those are zeros, else one for every phase of the stride, put together."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         x = single(node)
-        attributes = node.attributes
-        names = ("stride", "padding", "output_padding")
-        options: dict[str, Any] = {name: attributes[name] for name in names}
-        options["bias"] = node.constants.get("bias")
+        attributes, constants = node.attributes, node.constants
+        options: dict[str, Any] = {name: attributes[name] for name in ("stride", "padding", "output_padding")}
+        options["bias"] = constants.get("bias")
+        self._weights = constants["weights"]
         if x.dtype == "int8":
             options |= {"x_zero_point": x.zero_point, "w_zero_point": attributes.get("w_zero_point", 0)}
             options |= {"scale": multipliers(node), "out_zero_point": node.output.zero_point}
+            if isinstance(options["scale"], np.ndarray):
+                self._weights = balanced(self._weights, options)
         else:
             options["out_dtype"] = "float16"
-        weights = node.constants["weights"]
-        if isinstance(options.get("scale"), np.ndarray):
-            weights = balanced(weights, options)
-        whole = ConvTranspose2d(weights, x.shape, **options)
-        if whole.inserted is None:
-            raise ValueError("a transposed convolution in several phases, whose pixels the host has to put together")
-        self.operation = whole.inserted
-        self._weights, self._options = weights, {**options, "requant": self.operation.post.requant}
-        self._end()
+        self._operation = ConvTranspose2d(self._weights, x.shape, **options)
+        self._requant = arguments.requantisation(
+            self._operation.out, options.get("scale"), node.output.zero_point, len(self._weights)
+        )
+        common = self._requant.common if isinstance(self._requant, ChannelRequant) else self._requant
+        relu, bound = relu_of(node, common)
+        if relu:
+            options |= {"relu": True, "bound": bound}
+            self._operation = ConvTranspose2d(self._weights, x.shape, **options)
+        self._options = options
+        self.steps([cube_of(x)], cube_of(node.output))  # some are possible from the host only
+
+    def steps(self, reads: Sequence[Cube], target: Cube) -> list[Step]:
+        """See Lowering."""
+        return self._operation.steps(reads[0], target)
 
     def reference(self, *inputs: Array) -> Array:
         """See Lowering."""
-        options = {name: value for name, value in self._options.items() if name not in ("scale", "out_zero_point")}
-        options["out_dtype"] = self.operation.out
-        return clamped(self._node, reference.conv_transpose2d(inputs[0], self._weights, **options))
+        names = ("stride", "padding", "output_padding", "bias", "x_zero_point", "w_zero_point", "relu", "bound")
+        options = {name: self._options[name] for name in names if name in self._options}
+        out = self._operation.out
+        return reference.conv_transpose2d(inputs[0], self._weights, requant=self._requant, out_dtype=out, **options)
 
 
 class AveragePool(OneConvolution):
