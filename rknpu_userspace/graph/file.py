@@ -76,6 +76,8 @@ def save(graph: Graph, path: str | Path) -> None:
 
 def load(path: str | Path) -> Graph:
     """Read a graph. OSError when there is no file, ValueError when it is none of ours or damaged."""
+    if Path(path).is_file() and not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not a program file of this library, or it is damaged")
     try:
         with np.load(path, allow_pickle=False) as archive:
             return _graph(archive)

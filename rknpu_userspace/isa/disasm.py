@@ -19,7 +19,7 @@ from typing import Any
 
 from . import BY_OFFSET, OPERATION_ENABLE, TARGET_ENABLE, TARGET_SYNC, Block, Word
 from .stream_tasks import ENABLED, Listing, Task, listing, tasks
-from .streams import Stream, Words, parse
+from .streams import Stream, Words, of_graph, parse
 
 _BLOCK_BITS = 0xFFFE
 _LUT_DATA = 0x4104
@@ -134,9 +134,16 @@ def document(found: Sequence[Listing]) -> list[dict[str, Any]]:
 
 
 def read_streams(name: str, base: int | None = None) -> list[Stream]:
-    """The streams of a file, or of standard input for ``-``; OSError and ValueError say what is wrong."""
+    """The streams of a file, of a program file (.npz), or of standard input for ``-``.
+
+    OSError and ValueError say what is wrong.
+    """
     if name == "-":
         return parse(sys.stdin.buffer.read(), "standard input", base)
+    if name.endswith(".npz"):
+        from rknpu_userspace.graph.file import load
+
+        return of_graph(load(name))
     return parse(Path(name).read_bytes(), name, base)
 
 
@@ -159,7 +166,7 @@ def address(text: str) -> int:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument(
-        "file", metavar="FILE", help="dump of a buffer, hexadecimal words, or JSON; - is standard input"
+        "file", metavar="FILE", help="buffer dump, hexadecimal words, JSON, or program file; - is standard input"
     )
     parser.add_argument("--base", type=address, metavar="IOVA", help="address of the first word as the NPU sees it")
     parser.add_argument("--brief", action="store_true", help="what the tasks compute, not their words")

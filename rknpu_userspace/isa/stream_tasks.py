@@ -29,6 +29,9 @@ _S_POINTER = 0x4
 _PP_EN, _POINTER_CLEAR = 1 << 1, 1 << 4
 _LINK_BASE, _LINK_AMOUNT = BY_NAME["PC_BASE_ADDRESS"].offset, BY_NAME["PC_REGISTER_AMOUNTS"].offset
 _KNOWN = np.array([register.offset for register in BY_OFFSET.values()], np.uint16)
+_DEPTHWISE = 3
+_OUT_BITS = (8, 16, 16, 16, 32, 32, 4, 32)
+"""By precision code."""
 _SAME = (
     "CNA_CONV_CON1",
     "CNA_CONV_CON3",
@@ -207,28 +210,37 @@ def _tasks(words: Words, at: int, groups: _Groups) -> Iterator[Task]:
 def mark_tiles(found: Sequence[Task]) -> None:
     """Number the tasks that compute parts of one operation: alike but for sizes and addresses, one after the other.
 
-    Tiles of a convolution share their weights or their features with one before them.
+    Tiles of a convolution share their weights or their features with one before them; those of a depthwise one that is
+    cut by channels share neither, but write one behind the other.
     """
     run: list[Task] = []
-    weights: set[int] = set()
-    features: set[int] = set()
     for task in [*found, None]:
-        places = (-1, -1)
-        if task is not None and Block.CNA in task.blocks:
-            places = (
-                value(task.registers, "CNA_DCOMP_ADDR0", "DECOMPRESS_ADDR0"),
-                value(task.registers, "CNA_FEATURE_DATA_ADDR", "FEATURE_BASE_ADDR"),
-            )
-        goes_on = task is not None and run and _alike(run[0], task) and (places[0] in weights or places[1] in features)
-        if not goes_on:
-            if len(run) > 1:
-                for number, tile in enumerate(run, 1):
-                    tile.tile = (number, len(run))
-            run, weights, features = [], set(), set()
-        if task is not None and places != (-1, -1):
+        if task is not None and run and _alike(run[0], task) and _joins(run, task):
             run.append(task)
-            weights.add(places[0])
-            features.add(places[1])
+            continue
+        if len(run) > 1:
+            for number, tile in enumerate(run, 1):
+                tile.tile = (number, len(run))
+        run = [task] if task is not None and Block.CNA in task.blocks else []
+
+
+def _joins(run: Sequence[Task], task: Task) -> bool:
+    for register, name in (
+        ("CNA_DCOMP_ADDR0", "DECOMPRESS_ADDR0"),
+        ("CNA_FEATURE_DATA_ADDR", "FEATURE_BASE_ADDR"),
+    ):
+        if any(value(task.registers, register, name) == value(one.registers, register, name) for one in run):
+            return True
+    depthwise = value(task.registers, "CNA_CONV_CON1", "CONV_MODE") == _DEPTHWISE
+    return depthwise and _output_end(run[-1]) == value(task.registers, "DPU_DST_BASE_ADDR", "DST_BASE_ADDR")
+
+
+def _output_end(task: Task) -> int:
+    """Address behind the last surface that a task writes."""
+    bits = _OUT_BITS[value(task.registers, "DPU_DATA_FORMAT", "OUT_PRECISION")]
+    channels = value(task.registers, "DPU_DATA_CUBE_CHANNEL", "CHANNEL") + 1
+    stride = value(task.registers, "DPU_DST_SURF_STRIDE", "DST_SURF_STRIDE")
+    return value(task.registers, "DPU_DST_BASE_ADDR", "DST_BASE_ADDR") + -(-channels * bits // 128) * stride
 
 
 def _alike(left: Task, right: Task) -> bool:

@@ -23,6 +23,7 @@ from .register import Block
 from .words import OPERATION_ENABLE, TARGET_ENABLE, TARGET_SYNC
 
 if TYPE_CHECKING:
+    from rknpu_userspace.graph import Graph
     from rknpu_userspace.program import Program
 
 Words = npt.NDArray[np.uint64]
@@ -146,6 +147,14 @@ def of_program(program: Program) -> dict[str, Any]:
                 continue
         streams.append(Stream(name, words, iova))
     return document(streams)
+
+
+def of_graph(graph: Graph) -> list[Stream]:
+    """The commands that a graph is compiled to, with the addresses that they have on the model."""
+    from rknpu_userspace.device import open_device
+
+    with open_device("model") as device, device.compile(graph) as program:
+        return parse(json.dumps(of_program(program)).encode(), "graph")
 
 
 def commands(words: Words, known: npt.NDArray[np.uint16]) -> Iterator[tuple[int, int]]:

@@ -146,6 +146,15 @@ def test_tiles_of_one_operation() -> None:
     assert "tile" not in found.tasks[-1].summary
 
 
+def test_tiles_of_a_depthwise_operation() -> None:
+    """Cut by channels: neither weights nor features in common."""
+    cut = Problem("int8", "int8", 56, 56, 128, 128, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, depthwise=True)
+    parts = encoded(cut)
+    assert len(parts) > 1
+    found = listing(Stream("depthwise", np.concatenate([*parts, WORDS])))
+    assert [task.tile for task in found.tasks] == [(n + 1, len(parts)) for n in range(len(parts))] + [None]
+
+
 def test_a_chain_shows_where_it_lies() -> None:
     found = listing(Stream("chain", linked([*encoded(), *encoded(), *encoded()], 0x20000)))
     assert found.base == 0x20000
@@ -246,3 +255,24 @@ def test_the_commands_of_a_program() -> None:
     assert all(task.problems == [] for task in tasks)
     assert all(one.base is not None for one in found)
     assert any("tile 1/" in task.summary for task in tasks)
+
+
+def test_the_commands_of_a_graph_and_of_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from rknpu_userspace.graph import Graph
+    from rknpu_userspace.graph.file import save
+
+    graph = Graph()
+    x = graph.input("x", (1, 8, 8, 16), scale=0.02, zero_point=3)
+    weights = np.ones((32, 3, 3, 16), np.int8)
+    graph.output(graph.conv2d(x, weights, w_scale=0.01, scale=0.05, zero_point=0, padding=1))
+    path = tmp_path / "program.npz"
+    save(graph, path)
+    assert npulab(["npu", "disasm", str(path), "--brief"]) == 0
+    assert "conv 3x3 s1 int8 8x8x16 -> 8x8x32 int8" in capsys.readouterr().out
+    for name in ("none.npz", "none.tflite"):
+        assert npulab(["npu", "disasm", str(tmp_path / name)]) == 2
+        assert "can not be read" in capsys.readouterr().err
+    bad = tmp_path / "bad.npz"
+    bad.write_bytes(b"PK nonsense")
+    assert npulab(["npu", "disasm", str(bad)]) == 1
+    assert str(bad) in capsys.readouterr().err
