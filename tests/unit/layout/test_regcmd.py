@@ -3,10 +3,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import re
+from dataclasses import fields, replace
+from operator import attrgetter
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rknpu_userspace import regcmd
 from rknpu_userspace.isa import BY_NAME, BY_OFFSET, REGISTERS, Block, unpack
@@ -190,3 +195,44 @@ def test_word_count() -> None:
     assert [task.enable for task in (conv, replace(conv, conv=None), pool)] == [0x1D, 0x18, 0x60]
     assert regcmd.encode(conv, prologue=(1, 2)).tolist()[:2] == [1, 2]
     assert regcmd.encode(conv).dtype == np.uint64
+
+
+def plain_words(table: Any, source: Any) -> list[int] | str:
+    """The table walked field by field; the message of the first field that does not fit."""
+    words = []
+    for line in table.lines:
+        value = attrgetter(line.whole)(source) & 0xFFFFFFFF if line.whole else 0
+        try:
+            for part in line.parts:
+                value |= part.field.encode(attrgetter(part.source)(source) + part.add)
+        except ValueError as error:
+            return str(error)
+        words.append(line.word | value << 16)
+    return words
+
+
+NUMBERS = st.sampled_from(
+    (-(1 << 31), -17, -1, 0, 1, 2, 15, 16, 255, 1 << 11, (1 << 13) - 1, 1 << 16, (1 << 32) - 1, 1 << 33)
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(table=st.sampled_from(("_CNA", "_PREAMBLE", "_DPU", "_RDMA_SIZES", "_RDMA", "_PPU")), choice=st.data())
+def test_compiled_tables(table: str, choice: st.DataObject) -> None:
+    """The straight-line code gives the words, and the errors, of the table walked field by field."""
+    conv = only_task(Problem("int8", "int8", 8, 8, 64, 64, 3, 3), Post(bias=True))
+    pool = Pool(1, 2, 2, 8, 8, 8, 4, 4, 2, 2, 2, 2, 0, 128, 1024, 4096, 256)
+    source: Any = {"_CNA": conv.conv, "_PREAMBLE": conv.conv, "_RDMA": conv.rdma, "_PPU": pool}.get(table, conv.dpu)
+    for _ in range(choice.draw(st.integers(0, 2))):
+        owner = choice.draw(st.sampled_from(("", "bs", "bn", "ew", "lut"))) if source is conv.dpu else ""
+        target = getattr(source, owner) if owner else source
+        name = choice.draw(st.sampled_from([field.name for field in fields(target) if field.type == "int"]))
+        changed = replace(target, **{name: choice.draw(NUMBERS)})
+        source = replace(source, **{owner: changed}) if owner else changed
+    compiled = getattr(regcmd, table)
+    expected = plain_words(compiled, source)
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=re.escape(expected)):
+            compiled.encode(source)
+    else:
+        assert compiled.encode(source) == expected
