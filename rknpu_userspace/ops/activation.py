@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: MIT
 """Activations of float16, bfloat16 and int8 tensors of any shape: the DPU's stages, its look-up table, short sequences.
 
-``BOUNDS`` says how far float results may be from the real function; int8 results are the function's values rounded to
-the output's scale, exactly. PReLU with a slope per channel is ``PRelu``.
+``BOUNDS`` says how far float results may be from the real function; int8 results are those of ``int8_results``, exactly.
+PReLU with a slope per channel is ``PRelu``.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from rknpu_userspace.formats import OUTPUTS
 from rknpu_userspace.layout import from_bfloat16, to_bfloat16
 from rknpu_userspace.program import Program, Share, Spec
 from rknpu_userspace.quant import CHANNEL_SHIFT, INT8_MAX, INT8_MIN, check_zero_point, derive, requantize
-from rknpu_userspace.task import ALU_ADD, Stage
+from rknpu_userspace.task import ALU_ADD, PASS, Stage
 
 from . import checks
 from .elementwise import pieces_of
@@ -110,8 +110,74 @@ def reference(kind: str, x: Array, slope: float = 0.01, bound: float = 6.0) -> A
         return functions[kind](wide)
 
 
+STAGED = ("relu", "relu6", "relux", "leaky_relu")
+"""int8 activations that the DPU's stages do; the others are tables."""
+GUARD = 128
+"""int8: factor that a value gets before it is bounded or multiplied by its slope, so that nothing is lost."""
+MAX_SLOPE = 2.0
+"""int8: slopes are int16 in units of 2^-14."""
+
+
+def slope_units(slopes: Array | float) -> Array:
+    """int16 slopes in units of 2^-14."""
+    units: Array = np.clip(np.rint(np.asarray(slopes, np.float64) * (1 << CHANNEL_SHIFT)), -32768, 32767)
+    return units
+
+
+def _is_staged(kind: str, slope: float) -> bool:
+    return kind in STAGED and (kind != "leaky_relu" or abs(slope) <= MAX_SLOPE)
+
+
+def _limit(kind: str, scales: UnaryScales, bound: float) -> int | None:
+    """The upper end of a ReLU in guarded units, at most an int32."""
+    if kind not in ("relu6", "relux"):
+        return None
+    return min(round((6.0 if kind == "relu6" else bound) / scales.x * GUARD), (1 << 31) - 1)
+
+
+def _staged_results(kind: str, scales: UnaryScales, slope: float, bound: float) -> npt.NDArray[np.int8]:
+    values = (np.arange(INT8_MIN, INT8_MAX + 1) - scales.x_zero_point) * GUARD
+    if kind == "leaky_relu":
+        values = np.where(values < 0, np.rint(values * slope_units(slope) * 2.0**-CHANNEL_SHIFT), values)
+    else:
+        values = np.clip(values, 0, _limit(kind, scales, bound))
+    return requantize(values, derive(scales.x / scales.out / GUARD, scales.out_zero_point))
+
+
+def _staged_flow(kind: str, scales: UnaryScales, slope: float, bound: float) -> Flow:
+    """BS takes the zero point off, guards and bounds; BN multiplies what is negative; OUT_CVT rescales."""
+    limit = _limit(kind, scales, bound)
+    relu = kind != "leaky_relu"
+    requant = derive(scales.x / scales.out / GUARD, scales.out_zero_point)
+    bs = Stage(
+        bypass=0,
+        alu_bypass=0,
+        alu_algorithm=ALU_ADD,
+        alu_operand=-scales.x_zero_point,
+        mul_bypass=0,
+        mul_operand=GUARD,
+        relu_bypass=int(not relu),
+        relux=int(limit is not None),
+        relux_bound=limit or 0,
+    )
+    bn = PASS if relu else replace(_NEGATIVE, mul_operand=int(slope_units(slope)) & 0xFFFF)
+    return Flow(
+        "int8", "int8", bs=bs, bn=bn, cvt_offset=requant.offset, cvt_scale=requant.scale, cvt_shift=requant.shift
+    )
+
+
+_NEGATIVE = Stage(bypass=0, mul_bypass=0, mul_shift=CHANNEL_SHIFT, mul_shift_negative=CHANNEL_SHIFT, prelu=1)
+"""BN in an int8 task: negative values times a multiplier in units of 2^-14."""
+
+
 def int8_results(kind: str, scales: UnaryScales, slope: float = 0.01, bound: float = 6.0) -> npt.NDArray[np.int8]:
-    """The int8 result for every int8 input -128..127: rounded to nearest even, clamped. What is not a number is 0."""
+    """The int8 result for every int8 input -128..127, as the NPU gives it.
+
+    Of the staged kinds, an integer formula; of the others the real function, rounded to nearest even and clamped, where
+    what is not a number is 0.
+    """
+    if _is_staged(kind, slope):
+        return _staged_results(kind, scales, slope, bound)
     real = (np.arange(INT8_MIN, INT8_MAX + 1) - scales.x_zero_point) * scales.x
     values = np.nan_to_num(reference(kind, real, slope, bound), nan=0.0, posinf=1e30, neginf=-1e30)
     units = np.rint(values / scales.out) + scales.out_zero_point
@@ -175,6 +241,8 @@ class Activation:
 
     def moves(self) -> list[Move]:
         """The tasks over the whole tensor."""
+        if self.form == "int8" and _is_staged(self.kind, self.slope):
+            return [Move(_staged_flow(self.kind, self.scales, self.slope, self.bound))]
         if self.form == "int8":
             return [Move(int8_flow(int8_results(self.kind, self.scales, self.slope, self.bound)))]
         return moves_of(self.kind, self.form, self.slope, self.bound)
@@ -226,30 +294,20 @@ def _into(start: int, stop: int) -> Callable[[Array], Array]:
     return lambda y: y.reshape(-1)[start:stop]
 
 
-MAX_SLOPE = 2.0
-"""int8: slopes are int16 in units of 2^-14."""
-_GUARD = 128
-"""int8: factor that a value gets before it is multiplied by its slope, so that nothing is lost."""
-
-
 def reference_prelu(x: Array, slopes: Array, scales: UnaryScales | None = None) -> Array:
     """What the NPU computes over [..., C], bit for bit; uint16 are bfloat16 bit patterns."""
     if x.dtype == np.int8:
         scales = scales or UnaryScales()
-        value = (x.astype(np.int64) - scales.x_zero_point) * _GUARD
-        scaled = np.rint(value * (_slope_units(slopes) * 2.0**-CHANNEL_SHIFT)).astype(np.int64)
+        value = (x.astype(np.int64) - scales.x_zero_point) * GUARD
+        scaled = np.rint(value * (slope_units(slopes) * 2.0**-CHANNEL_SHIFT)).astype(np.int64)
         return requantize(
-            np.where(value < 0, scaled, value), derive(scales.x / scales.out / _GUARD, scales.out_zero_point)
+            np.where(value < 0, scaled, value), derive(scales.x / scales.out / GUARD, scales.out_zero_point)
         )
     if x.dtype == np.uint16:
         wide = from_bfloat16(x)
         return to_bfloat16(np.where(wide < 0, wide * from_bfloat16(to_bfloat16(slopes.astype(np.float32))), wide))
     wide = x.astype(np.float32)
     return np.where(wide < 0, wide * slopes.astype(np.float16).astype(np.float32), wide).astype(np.float16)
-
-
-def _slope_units(slopes: Array) -> Array:
-    return np.clip(np.rint(np.asarray(slopes, np.float64) * (1 << CHANNEL_SHIFT)), -32768, 32767)
 
 
 class PRelu:
@@ -283,39 +341,14 @@ class PRelu:
     def _flow(self) -> Flow:
         if self.form != "int8":
             return Flow(self.form, self.form, bs=stage(self.form, times=1.0, prelu=True, from_memory=True))
-        scales = self.scales
-        requant = derive(scales.x / scales.out / _GUARD, scales.out_zero_point)
-        bs = Stage(
-            bypass=0,
-            alu_bypass=0,
-            alu_algorithm=ALU_ADD,
-            alu_operand=-scales.x_zero_point,
-            mul_bypass=0,
-            mul_operand=_GUARD,
-        )
-        bn = Stage(
-            bypass=0,
-            mul_bypass=0,
-            mul_from_memory=1,
-            mul_shift=CHANNEL_SHIFT,
-            mul_shift_negative=CHANNEL_SHIFT,
-            prelu=1,
-        )
-        return Flow(
-            "int8",
-            "int8",
-            bs=bs,
-            bn=bn,
-            cvt_offset=requant.offset,
-            cvt_scale=requant.scale,
-            cvt_shift=requant.shift,
-        )
+        flow = _staged_flow("leaky_relu", self.scales, 0.0, 0.0)
+        return replace(flow, bn=replace(_NEGATIVE, mul_from_memory=1))
 
     def steps(self, source: Cube, target: Cube) -> list[Step]:
         """The step from one cube to another of the same size."""
         vector: Array
         if self.form == "int8":
-            vector = _slope_units(self.slopes).astype(np.int16)
+            vector = slope_units(self.slopes).astype(np.int16)
         elif self.form == "bfloat16":
             vector = to_bfloat16(self.slopes.astype(np.float32))
         else:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .activation import BOUNDS, Bound
+from .activation import BOUNDS, STAGED, Bound
 from .rows import ROW_BOUNDS
 
 DTYPES = ("int4", "int8", "int16", "int32", "float16", "bfloat16", "tfloat32")
@@ -82,8 +82,10 @@ def _activations() -> tuple[Row, ...]:
     for kind, bounds in BOUNDS.items():
         cells = {"int8": _same("int8"), **{form: _same(form, _bound(bound)) for form, bound in bounds.items()}}
         evidence = "RN dpu-lut, RU; int8 tables: TRM only"
-        if kind in ("relu", "relu6", "relux", "leaky_relu", "hardsigmoid", "hardswish"):
-            evidence = "TRM, Mesa; int8 tables: TRM only"
+        if kind in STAGED:
+            evidence = "TRM, RN (stages)"
+        elif kind in ("hardsigmoid", "hardswish"):
+            evidence = "TRM, RN (stages); int8 tables: TRM only"
         elif kind in ("rsqrt", "sqrt"):
             evidence = "Rockchip's RMSNorm stream; int8 tables: TRM only"
         elif kind == "reciprocal":

@@ -16,6 +16,7 @@ from rknpu_userspace.ops.activation import (
     BOUNDS,
     FORMATS,
     KINDS,
+    STAGED,
     Activation,
     PRelu,
     UnaryScales,
@@ -97,6 +98,18 @@ def test_int8_reference_is_the_rounded_function() -> None:
     assert np.abs(results - np.clip(real, -128, 127)).max() <= 0.5
     assert np.array_equal(int8_results("relu", UnaryScales())[:128], np.zeros(128))
     assert (int8_results("sqrt", UnaryScales())[:128] == 0).all(), "what is not a number counts as zero"
+
+
+@settings(max_examples=200, deadline=None)
+@given(kind=st.sampled_from(STAGED), scale=scales, slope=st.floats(-1.9, 1.9), bound=st.floats(0.1, 30))
+def test_int8_formulas_are_close_to_the_function(kind: str, scale: UnaryScales, slope: float, bound: float) -> None:
+    x = (np.arange(-128, 128) - scale.x_zero_point) * scale.x
+    real = reference(kind, x, slope, bound) / scale.out + scale.out_zero_point
+    unit = scale.x / scale.out / 200 + np.abs(x) / scale.out * 2.0**-14
+    close = (
+        np.abs(int8_results(kind, scale, slope, bound) - np.clip(real, -128, 127)) <= 0.5 + unit + np.abs(real) * 1e-4
+    )
+    assert close.all()
 
 
 @settings(max_examples=60, deadline=None)
