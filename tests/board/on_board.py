@@ -79,10 +79,13 @@ class Board:
     def push_scripts(self) -> None:
         """Have ``target/*.py`` on the board."""
         for path in sorted(SCRIPTS.glob("*.py")):
-            self._push(path)
+            self.push(path)
 
-    def _push(self, path: Path) -> None:
-        """Copy a file to the board, once, through command lines that fit every shell's line editor (busybox: 1024)."""
+    def push(self, path: Path) -> None:
+        """Have a small file on the board, in `PLACE`.
+
+        Through command lines that fit every shell's line editor (busybox: 1024), so that a console is enough.
+        """
         if path.name in self._pushed:
             return
         text = base64.b64encode(zlib.compress(path.read_bytes(), 9)).decode()

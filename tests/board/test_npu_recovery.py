@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from on_board import Board, KernelLog
 
@@ -47,4 +49,25 @@ def test_page_fault_is_reported_and_the_next_job_is_right(board: Board, kernel_l
     # the bank may report it again until the core is reset
     assert reports
     assert all(f"{found['address']:#x}".removeprefix("0x") in line and "of type read" in line for line in reports)
+    right_result(board)
+
+
+def test_garbage_is_given_up_and_the_next_job_is_right(board: Board, kernel_log: KernelLog) -> None:
+    """Command words that no client writes: nothing but the job is lost."""
+    kernel_log.announce("NPU job timed out")
+    kernel_log.announce("Page fault at")
+    found = board.python("recovery.py", "garbage", "3")
+    assert all(seconds < 10 * TIMEOUT for seconds in found["seconds"])
+    assert found["untouched"]
+    assert len(kernel_log.matching("NPU job timed out")) == 3
+    right_result(board)
+
+
+def test_other_cores_go_on_while_one_hangs(board: Board, kernel_log: KernelLog, measure: Callable[..., None]) -> None:
+    kernel_log.announce("NPU job timed out")
+    found = board.python("recovery.py", "neighbour")
+    measure("jobs on other cores while one hangs", found["inside"], "jobs")
+    assert found["wrong"] == 0
+    assert found["inside"] >= 3, found
+    assert TIMEOUT <= found["seconds"] < 10 * TIMEOUT
     right_result(board)
