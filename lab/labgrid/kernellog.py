@@ -194,7 +194,7 @@ class KernelLogDriver(Driver):
         Everything that the kernel said before is in the journal then.
         """
         position = self.journal.position()
-        self.ssh.run_check(f"echo {shlex.quote(shlex.quote(text))} > /dev/kmsg")
+        self.ssh.run_check(f"echo {shlex.quote(text)} > /dev/kmsg")
         if not self.journal.wait_for(text, position, timeout):
             state = "the connection is there" if self.alive else "its connection has ended"
             raise ExecutionError(f"the kernel's log does not show a mark within {timeout:.0f} s; {state}")
