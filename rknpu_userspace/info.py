@@ -74,6 +74,12 @@ class Info:
         return asdict(self)
 
 
+def from_document(document: dict[str, Any]) -> Info:
+    """What ``document`` made, from JSON."""
+    known = {name: value for name, value in document.items() if name in Info.__dataclass_fields__}
+    return Info(**{**known, "cores": [Core(**core) for core in document["cores"]]})
+
+
 def _text(path: Path) -> str | None:
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")

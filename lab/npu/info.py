@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from lab.errors import ExitCode, KitError
+from lab.npu.on_board import DEVICE_HELP, is_virtual, tool
 from lab.output import Output
 
 HELP = "say what NPU there is: driver, cores, IOMMUs, power, clocks, limits"
 
+_SECONDS = 60.0
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options."""
-    parser.add_argument("--device", default="/dev/accel/accel0", help='device node, or "model"')
+    parser.add_argument("--device", default="/dev/accel/accel0", help=DEVICE_HELP)
     parser.add_argument("--quirks", type=Path, metavar="FILE", help="answers that the model gives (model only)")
 
 
@@ -24,7 +27,10 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     from rknpu_userspace import info
 
     try:
-        found = info.gather(args.device, quirks=args.quirks)
+        if is_virtual(args.device):
+            found = info.from_document(tool(args.device, ["info"], out, _SECONDS))
+        else:
+            found = info.gather(args.device, quirks=args.quirks)
     except ValueError as error:
         raise KitError(ExitCode.USAGE, str(error), "npulab npu probe --out FILE writes such a file") from error
     for line in info.head_lines(found):

@@ -119,7 +119,7 @@ def _on_board(
 
     inputs = [f"in{index}.npy" for index in range(len(arrays))]
     outputs = [f"out{index}.npy" for index in range(len(graph.outputs))]
-    with tempfile.TemporaryDirectory(prefix="npulab-run-") as temporary, _remote(args.device, out) as board:
+    with tempfile.TemporaryDirectory(prefix="npulab-run-") as temporary, remote(args.device, out) as board:
         here = Path(temporary)
         save(graph, here / "program.npz")
         for name, array in zip(inputs, arrays, strict=True):
@@ -226,7 +226,7 @@ class SessionRemote:
 
 
 @contextlib.contextmanager
-def _remote(device: str, out: Output) -> Iterator[Remote]:
+def remote(device: str, out: Output) -> Iterator[Remote]:
     """The board that ``--device`` names; one that is booted here is stopped again."""
     _, _, name = device.partition(":")
     if name:

@@ -129,9 +129,9 @@ def line(row: Row) -> str:
     return f"{row['number']:2} {row['experiment']:18} {row['status']:9} {text}"
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of the command."""
-    parser.add_argument("--device", default="/dev/accel/accel0", help='device node, or "model"')
+def add_options(parser: argparse.ArgumentParser, device: str = 'device node, or "model"') -> None:
+    """Options of the command; ``device`` says what may be named."""
+    parser.add_argument("--device", default="/dev/accel/accel0", help=device)
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the answers there, for the model to load")
     parser.add_argument("--quirks", type=Path, metavar="FILE", help="answers that the model is to give (model only)")
     parser.add_argument("--only", action="append", default=[], metavar="NAME", help="run this one (repeatable)")
