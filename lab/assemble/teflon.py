@@ -12,6 +12,7 @@ the parts of the runtime that its interpreter needs.
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import sys
@@ -136,5 +137,9 @@ def _pack(tree: Path, path: Path) -> None:
         member.uname = member.gname = "root"
         return member
 
-    with tarfile.open(path, "w:gz", compresslevel=6) as package:
+    with (
+        path.open("wb") as sink,
+        gzip.GzipFile("", "wb", 6, sink, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w") as package,
+    ):
         package.add(tree, tree.name, filter=plain)

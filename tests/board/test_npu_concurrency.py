@@ -69,6 +69,8 @@ def test_clients_are_isolated(board: Board, kernel_log: KernelLog) -> None:
     assert any(f"{found['address']:#x}".removeprefix("0x") in line for line in faults), faults
 
 
+# as long as is asked for; what it waits for has time limits of its own
+@pytest.mark.timeout(0)
 def test_soak(board: Board, request: pytest.FixtureRequest, measure: Measure) -> None:
     seconds = round(request.config.getoption("--soak") * 60) or SOAK_SECONDS
     found = board.python("concurrency.py", "soak", str(seconds), str(SOAK_PROCESSES), timeout=seconds + 180.0)
