@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab.cli import main
+from lab.npu import figures, speed
 from lab.npu.layers import cost, geometric_mean, network_costs
 from lab.npu.networks import CNN, MATMUL, NETWORKS
 from rknpu_userspace.plan import Problem, make_plan
@@ -77,6 +78,21 @@ def test_cores_share_the_work() -> None:
     one, three = cost("resnet-50", layer), cost("resnet-50", layer, 3)
     assert three.cycles < 0.5 * one.cycles
     assert three.macs == one.macs
+
+
+def test_figures_of_the_plans() -> None:
+    """One row per network but the long prefill, which stands against what the CBUF allows; both goals."""
+    rows = figures.plans()
+    assert len(rows) == len(NETWORKS) + 2
+    assert [row.name for row in rows if not row.ok] == []
+
+
+def test_speeds_are_measured() -> None:
+    """Every ratio of the host's costs; how good they are is for `npulab bench npu` on a quiet machine."""
+    rows = {row.name: row.value for row in speed.host(1)}
+    assert len(rows) == 6
+    assert min(rows.values()) > 0
+    assert rows["extra host memory, of the operands"] <= figures.MEMORY_GOAL
 
 
 def png_size(path: Path) -> tuple[int, int]:
