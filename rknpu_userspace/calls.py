@@ -306,11 +306,14 @@ class Calls(ABC):
         return self._pool("min", x, kernel, cores, options)
 
     def avg_pool2d(self, x: Array, kernel: Ints, *, cores: int | None = None, **options: Any) -> Array:
-        """Mean over windows of ``x`` [N, H, W, C] or [H, W, C], padding counted: see ``ops.pool.average_pool``."""
+        """Mean over windows of ``x`` [N, H, W, C] or [H, W, C]: see ``ops.pool.average_pool``.
+
+        Padding counts as zeros; with ``count_padding=False`` (``average_pool_inside``) it does not.
+        """
         return self._pool("avg", x, kernel, cores, options)
 
     def _pool(self, kind: str, x: Array, kernel: Ints, cores: int | None, options: dict[str, Any]) -> Array:
-        from .ops.pool import Pool2d, average_pool
+        from .ops.pool import Pool2d, average_pool, average_pool_inside
 
         array = plain("x", x)
         if array.ndim not in (3, 4):
@@ -319,7 +322,8 @@ class Calls(ABC):
         form = form_of(array)
         operation: Any
         if kind == "avg":
-            operation = average_pool(form, batch.shape, kernel, **options)
+            pool = average_pool if options.pop("count_padding", True) else average_pool_inside
+            operation = pool(form, batch.shape, kernel, **options)
         else:
             operation = Pool2d(kind, form, batch.shape, kernel, **options)
         result = self._run(operation, batch, cores=cores)

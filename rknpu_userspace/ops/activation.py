@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Activations of float16, bfloat16 and int8 tensors of any shape: the DPU's stages, its look-up table, short sequences.
 
-``BOUNDS`` says how far float results may be from the real function; int8 results are those of ``int8_results``, exactly.
-PReLU with a slope per channel is ``PRelu``.
+``BOUNDS`` says how far float results may be from the real function; int8 results are those of ``int8_results``. PReLU
+with a slope per channel is ``PRelu``.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from rknpu_userspace.task import ALU_MAX, ALU_MIN, Elementwise
 from . import checks, ppu
 from .conv2d import Conv2d
 from .flying import Flow
+from .pieces import Piece, Pieces
 from .reference import Pads, Pair, pads, pair
 from .schedule import Schedule
 from .shares import collected
@@ -232,21 +233,63 @@ def average_pool(
     step = (step[0] if spare[0] else 1, step[1] if spare[1] else 1)  # a single window has no stride to speak of
     shape = (channels, *size, 1)
     count = size[0] * size[1]
+    options: dict[str, Any] = {"groups": channels, "stride": step, "padding": padding}
     if form == "int8":
-        return Conv2d(
-            np.ones(shape, np.int8),
-            in_shape,
-            groups=channels,
-            stride=step,
-            padding=padding,
-            scale=scale / count,
-            x_zero_point=x_zero_point,
-            out_zero_point=out_zero_point,
-        )
+        options |= {"scale": scale / count, "x_zero_point": x_zero_point, "out_zero_point": out_zero_point}
+        return Conv2d(np.ones(shape, np.int8), in_shape, **options)
     if form not in ("float16", "bfloat16"):
         raise TypeError(f"average pooling takes int8, float16, bfloat16, not {form}")
     weights = np.full(shape, 1 / count, np.float32 if form == "bfloat16" else np.float16)
-    return Conv2d(weights, in_shape, groups=channels, stride=step, padding=padding, format=form, out_dtype=form)
+    return Conv2d(weights, in_shape, format=form, out_dtype=form, **options)
+
+
+def average_pool_inside(
+    form: str,
+    in_shape: Sequence[int],
+    kernel: int | Sequence[int],
+    *,
+    stride: int | Sequence[int] | None = None,
+    padding: int | Sequence[int] = 0,
+    **options: Any,
+) -> Pieces:
+    """As ``average_pool``, but padding does not count: a window at the border is the mean of what it has of the image.
+
+    Borders whose windows are cut alike are average poolings of their own.
+    """
+    size = pair("kernel", kernel)
+    step = size if stride is None else pair("stride", stride)
+    edges = pads(padding)
+    shape = tuple(int(number) for number in in_shape)
+    sides = []
+    for axis, name in enumerate(("vertical", "horizontal")):
+        for side in (axis, axis + 2):
+            check_range(f"{name} padding", edges[side], 0, size[axis] - 1, "less than the kernel")
+        room = shape[1 + axis] + edges[axis] + edges[axis + 2]
+        check_range(f"{name} kernel", size[axis], 1, room, "the padded input")
+        sides.append(_runs(shape[1 + axis], (room - size[axis]) // step[axis] + 1, size[axis], step[axis], edges[axis]))
+    pieces = []
+    for lines, window_y, out_y in sides[0]:
+        for columns, window_x, out_x in sides[1]:
+            part = (shape[0], lines.stop - lines.start, columns.stop - columns.start, shape[3])
+            operation = average_pool(form, part, (window_y, window_x), stride=step, **options)
+            pieces.append(Piece(operation, (lines, columns), (out_y, out_x)))
+    counts = [side[-1][2].stop for side in sides]
+    return Pieces(pieces, shape, (shape[0], *counts, shape[3]))
+
+
+def _runs(size: int, count: int, kernel: int, stride: int, pad: int) -> list[tuple[slice, int, slice]]:
+    """Input range, length of the window and output range of runs of outputs whose windows are of one length."""
+    windows = [(max(0, at - pad), min(size, at - pad + kernel)) for at in range(0, count * stride, stride)]
+    runs: list[tuple[slice, int, slice]] = []
+    at = 0
+    while at < count:
+        first, stop = windows[at]
+        more = 1
+        while at + more < count and windows[at + more] == (first + more * stride, stop + more * stride):
+            more += 1
+        runs.append((slice(first, windows[at + more - 1][1]), stop - first, slice(at, at + more, 1)))
+        at += more
+    return runs
 
 
 def reference(kind: str, x: Array, kernel: Pair, stride: Pair, padding: Pads) -> Array:

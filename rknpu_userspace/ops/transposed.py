@@ -4,12 +4,12 @@
 Two ways. The NPU can insert zeros between the pixels of the input (DECONV, RN encodings/conv-transpose.md): one
 convolution, for strides 1, 2, 4 and 8 and an input whose zero point is 0, as what it inserts is zero. Otherwise the
 output pixels are taken by their remainder modulo the stride: each such phase is an ordinary convolution with every
-stride-th tap of the kernel, and the host puts the phases together as it reads them.
+stride-th tap of the kernel (``pieces``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,13 @@ import numpy.typing as npt
 from rknpu_userspace.backend import Context
 from rknpu_userspace.plan import limits
 from rknpu_userspace.plan.limits import check_range
-from rknpu_userspace.program import Program, Share, Spec, Unit
+from rknpu_userspace.program import Program
 
 from . import arguments, checks
 from .conv2d import Conv2d
-from .flying import Flow
+from .pieces import Piece, Pieces
 from .reference import Pads, Pair, pads, pair
-from .shares import Around, collected
 from .steps import ConvStep, Cube, Step
-from .views import View, ViewStep, Window, surfaces_of
 
 Array = npt.NDArray[Any]
 
@@ -77,10 +75,13 @@ class ConvTranspose2d:
         if min(self._out) < 1:
             raise ValueError(f"nothing is left of the output after cutting {self._cut}")
         self.inserted = self._whole(more)
-        phases = [] if self.inserted is not None else [_phase(self, (y, x)) for y, x in _grid(self)]
-        self._phases = [phase for phase in phases if phase is not None]
-        self.form = (self.inserted or self._phases[0].operation).form
-        self.out = (self.inserted or self._phases[0].operation).out
+        phases = [] if self.inserted is not None else [_phase(self, rest) for rest in np.ndindex(*self._stride)]
+        self._phases: Pieces | None = None
+        if self.inserted is None:
+            self._phases = Pieces([phase for phase in phases if phase is not None], self.in_shape, self.out_shape)
+        one = self.inserted or self._phases
+        assert one is not None
+        self.form, self.out = one.form, one.out
 
     def _whole(self, more: Pair) -> Conv2d | None:
         """The convolution with inserted zeros, if the hardware can do it."""
@@ -112,83 +113,17 @@ class ConvTranspose2d:
         return (self.in_shape[0], *self._out, self._kernels.shape[0])
 
     def steps(self, source: Cube, target: Cube) -> list[Step]:
-        """The steps for one image, from one cube to another: phases are put together by the NPU then.
-
-        ValueError where a phase does not need all of the input, which a step reads as a whole.
-        """
-        if self.inserted is not None:
-            return [ConvStep(self.inserted.label, self.inserted, source, target)]
-        steps: list[Step] = []
-        for phase in self._phases:
-            steps += phase.steps(source, target, self)
-        return steps
+        """The steps for one image, from one cube to another: phases are put together by the NPU then."""
+        if self._phases is not None:
+            return self._phases.steps(source, target)
+        assert self.inserted is not None
+        return [ConvStep(self.inserted.label, self.inserted, source, target)]
 
     def compile(self, contexts: Sequence[Context]) -> Program:
         """Pack the weights and make the program."""
-        if self.inserted is not None:
-            return self.inserted.compile(contexts)
-        shares = collected(
-            phase.share(share)
-            for index, phase in enumerate(self._phases)
-            for share in phase.operation.shares([contexts[index % len(contexts)]])
-        )
-        source = Spec(self.in_shape, self._phases[0].operation.in_dtype)
-        return Program(shares, [source], Spec(self.out_shape, arguments.dtype_of(self.out)))
-
-
-def _grid(operation: ConvTranspose2d) -> list[Pair]:
-    steps = operation._stride
-    return [(y, x) for y in range(steps[0]) for x in range(steps[1])]
-
-
-class _Phase:
-    """The output pixels whose place has one remainder modulo the stride, and the convolution that gives them."""
-
-    def __init__(self, operation: Conv2d, source: tuple[slice, slice], target: tuple[slice, slice]) -> None:
-        self.operation = operation
-        self._source, self._target = source, target
-
-    def share(self, share: Share) -> Share:
-        """A share of the convolution as one of the whole."""
-
-        def cut(x: Array) -> tuple[Array, ...]:
-            return share.source(x[:, self._source[0], self._source[1]])
-
-        return Share(_Apart(share.unit, share.target, self.operation), cut, self._into)
-
-    def steps(self, source: Cube, target: Cube, whole: ConvTranspose2d) -> list[Step]:
-        """The convolution, and the copy of its pixels to their places."""
-        operation = self.operation
-        if operation.in_shape[1:3] != whole.in_shape[1:3]:
-            raise ValueError("so much is cut off that a phase needs a part of the input only")
-        _, height, width, channels = operation.out_shape
-        apart = Cube(height * width, channels, operation.out)
-        rows, columns = self._target
-        line = whole.out_shape[2]
-        place = View(rows.start * line + columns.start, rows.step * line, columns.step)
-        window = Window(height, width, surfaces_of(apart), View(0, width), place)
-        copy = ViewStep(
-            f"{operation.label}, one of its phases", Flow(apart.form, apart.form), [apart], target, [window]
-        )
-        return [ConvStep(operation.label, operation, source, apart), copy]
-
-    def _into(self, y: Array) -> Array:
-        return y[:, self._target[0], self._target[1]]
-
-
-class _Apart(Around):
-    """Results that go to pixels which do not lie next to each other."""
-
-    def __init__(self, unit: Unit, part: Callable[[Array], Array], operation: Conv2d) -> None:
-        super().__init__(unit)
-        self._part = part
-        self._result = np.empty(operation.out_shape, arguments.dtype_of(operation.out))
-
-    def unpack(self, images: Array) -> None:
-        """Read the results."""
-        mine = self._part(self._result)
-        super().unpack(mine)
-        self._part(images)[...] = mine
+        operation = self.inserted or self._phases
+        assert operation is not None
+        return operation.compile(contexts)
 
 
 def _axis(
@@ -202,10 +137,10 @@ def _axis(
     end = (out - 1 - first) // stride + start
     taps = max(1, -(-(kernel - rest) // stride))
     low, high = start - (taps - 1), end + 1
-    return taps, max(0, -low), max(0, high - size), (max(0, low), min(size, high)), slice(first, None, stride)
+    return taps, max(0, -low), max(0, high - size), (max(0, low), min(size, high)), slice(first, out, stride)
 
 
-def _phase(operation: ConvTranspose2d, rest: Pair) -> _Phase | None:
+def _phase(operation: ConvTranspose2d, rest: tuple[int, ...]) -> Piece | None:
     """The phase of one remainder; None if the output is too small to have a pixel of it."""
     kernels = operation._kernels
     sides = []
@@ -230,4 +165,4 @@ def _phase(operation: ConvTranspose2d, rest: Pair) -> _Phase | None:
     shape = (images, lines[1] - lines[0], range_x[1] - range_x[0], channels)
     padding: Pads = (top, left, bottom, right)
     convolution = Conv2d(chosen[:, ::-1, ::-1], shape, padding=padding, **operation._options)
-    return _Phase(convolution, (slice(*lines), slice(*range_x)), (out_y, out_x))
+    return Piece(convolution, (slice(*lines), slice(*range_x)), (out_y, out_x))

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from rknpu_userspace.device import Device
 from rknpu_userspace.layout import from_bfloat16, to_bfloat16
 from rknpu_userspace.ops import reference
-from rknpu_userspace.ops.pool import FORMATS, Pool2d, average_pool
+from rknpu_userspace.ops.pool import FORMATS, Pool2d, average_pool, average_pool_inside
 from rknpu_userspace.ops.pool import reference as pool_reference
-from rknpu_userspace.ops.steps import Addresses
+from rknpu_userspace.ops.schedule import Schedule
+from rknpu_userspace.ops.steps import Addresses, Cube
 from rknpu_userspace.quant import derive
 
 
@@ -121,6 +122,58 @@ def test_average_int8(npu: Device) -> None:
     windows = np.lib.stride_tricks.sliding_window_view(wide, (3, 3), axis=(1, 2))[:, ::2, ::2]
     real = np.clip(windows.mean(axis=(-2, -1)) * 0.7 - 4, -128, 127)
     assert np.abs(result - real).max() <= 0.51
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    form=st.sampled_from(("int8", "float16", "bfloat16")),
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 12), st.integers(1, 12), st.integers(1, 40)),
+    choice=st.data(),
+    stride=st.integers(1, 4),
+    as_steps=st.booleans(),
+)
+def test_average_without_padding(
+    npu: Device, form: str, shape: Any, choice: st.DataObject, stride: int, as_steps: bool
+) -> None:
+    kernel = tuple(choice.draw(st.integers(1, min(5, size))) for size in shape[1:3])
+    padding = tuple(choice.draw(st.integers(0, kernel[side % 2] - 1)) for side in range(4))
+    x = images(form, shape, 4)
+    options: dict[str, Any] = {"stride": stride, "padding": padding}
+    given: dict[str, Any] = {"scale": 0.8, "x_zero_point": 5, "out_zero_point": -3} if form == "int8" else {}
+    operation = average_pool_inside(form, shape, kernel, **options, **given)
+    result = (
+        stepwise(npu, operation, x) if as_steps else npu.avg_pool2d(x, kernel, count_padding=False, **options, **given)
+    )
+    real = x.astype(np.float64) if form != "bfloat16" else from_bfloat16(x).astype(np.float64)
+    edges = ((0, 0), (padding[0], padding[2]), (padding[1], padding[3]), (0, 0))
+    wide = np.pad(real - given.get("x_zero_point", 0), edges, constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(wide, kernel, axis=(1, 2))[:, ::stride, ::stride]
+    mean = np.nanmean(windows, axis=(-2, -1))
+    assert result.shape == mean.shape
+    if form == "int8":
+        assert np.abs(result - np.clip(mean * 0.8 - 3, -128, 127)).max() <= 0.51
+    else:
+        magnitude = np.nanmean(np.abs(windows), axis=(-2, -1))
+        values = from_bfloat16(result) if form == "bfloat16" else result.astype(np.float64)
+        unit = 2.0**-7 if form == "bfloat16" else 2.0**-10
+        assert (np.abs(values - mean) <= 1.5 * unit * magnitude + 1e-7).all()
+
+
+def stepwise(npu: Device, operation: Any, x: np.ndarray) -> np.ndarray:
+    """Every image through the steps of a schedule."""
+    _, height, width, channels = operation.in_shape
+    _, out_height, out_width, outputs = operation.out_shape
+    source = Cube(height * width, channels, operation.form)
+    target = Cube(out_height * out_width, outputs, operation.out)
+    schedule = Schedule(npu.contexts(1)[0], [source], operation.steps(source, target), [target])
+    result = np.empty(operation.out_shape, x.dtype)
+    for image, out in zip(x, result, strict=True):
+        schedule.pack(image)
+        schedule.start()
+        schedule.wait(60.0)
+        schedule.unpack(out)
+    schedule.close()
+    return result
 
 
 def test_global_average(npu: Device) -> None:

@@ -106,12 +106,7 @@ def test_transposed_steps(npu: Device, shape: dict[str, Any], ic: int, oc: int, 
     operation = ConvTranspose2d(w, x.shape, x_zero_point=zero, **shape, **scaled)
     _, height, width, channels = operation.out_shape
     source, target = Cube(size[0] * size[1], ic, "int8"), Cube(height * width, channels, out)
-    try:
-        steps = operation.steps(source, target)
-    except ValueError as error:
-        assert "a part of the input only" in str(error)
-        return
-    schedule = Schedule(npu.contexts(1)[0], [source], steps, [target])
+    schedule = Schedule(npu.contexts(1)[0], [source], operation.steps(source, target), [target])
     schedule.pack(x)
     schedule.start()
     schedule.wait(60.0)
