@@ -106,9 +106,13 @@ def store(plan: Plan, weights: Weights) -> Stored:
         else:
             packed.append(layout.pack_weights(kernels, problem.input, zero_point, chunk_channels(problem, chunk)))
     bias = effective_bias(plan, weights)
-    uses_bias = (bias is not None or weights.post.per_channel) and not plan.partial
-    post = replace(weights.post, bias=uses_bias, pad_value=weights.x_zero_point)
-    return Stored(tuple(packed), _operands(plan, weights.post, bias), post, bias)
+    return Stored(tuple(packed), _operands(plan, weights.post, bias), post_of(plan, weights), bias)
+
+
+def post_of(plan: Plan, weights: Weights) -> Post:
+    """What the DPU does with the sums of a plan."""
+    has_bias = weights.bias is not None or weights.x_zero_point != 0 or weights.post.per_channel
+    return replace(weights.post, bias=has_bias and not plan.partial, pad_value=weights.x_zero_point)
 
 
 def _operands(plan: Plan, post: Post, bias: Array | None) -> Bytes:

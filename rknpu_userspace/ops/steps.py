@@ -22,7 +22,7 @@ from rknpu_userspace.task import TaskConfig
 
 from . import flying
 from .conv2d import Conv2d
-from .convolution import store
+from .convolution import post_of, store
 from .flying import Flow
 
 Array = npt.NDArray[Any]
@@ -134,7 +134,7 @@ class ConvStep:
         self.reads: tuple[Cube, ...] = (source,)
         self.writes = target
         self.plan = make_plan(operation.problem(), 1, whole_sums=True)
-        self._stored = store(self.plan, operation.constants)
+        self._operation = operation
 
     @property
     def out_bytes(self) -> int:
@@ -152,8 +152,9 @@ class ConvStep:
         return self.plan.dma_bytes
 
     def constants(self) -> tuple[Bytes, ...]:
-        """Weights of the chunk, per-channel operands."""
-        return (*self._stored.weights, self._stored.operands)
+        """Weights of the chunk, per-channel operands; packed anew every time, as one copy in memory is enough."""
+        stored = store(self.plan, self._operation.constants)
+        return (*stored.weights, stored.operands)
 
     def seconds(self) -> list[float]:
         """See Step."""
@@ -162,7 +163,7 @@ class ConvStep:
     def tasks(self, at: Addresses) -> Iterator[tuple[TaskConfig, tuple[int, ...]]]:
         """See Step."""
         places = conv_tasks.Places(at.reads[0], at.constants[:-1], at.constants[-1], at.out)
-        for task in conv_tasks.tasks(self.plan, self._stored.post, places):
+        for task in conv_tasks.tasks(self.plan, post_of(self.plan, self._operation.constants), places):
             yield task, ()
 
     def last_atom(self, index: int) -> int:
