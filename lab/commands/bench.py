@@ -13,7 +13,7 @@ from lab.output import Output
 from lab.virt.results import new_results_dir
 
 HELP = "measure the figures that the kit promises"
-AREAS = ("virt", "model", "npu", "firmware", "farm")
+AREAS = ("virt", "model", "npu", "firmware", "farm", "kernel")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +44,10 @@ def _measure(args: argparse.Namespace, results: Path, out: Output) -> list[Figur
         from lab.firmware import figures as firmware
 
         return firmware.measure(out, quick=args.quick)
+    if args.area == "kernel":
+        from lab.kernel import figures as kernel
+
+        return kernel.measure(out, quick=args.quick)
     if args.area in ("model", "npu"):
         from lab.npu import figures as npu
 

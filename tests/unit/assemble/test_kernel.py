@@ -15,6 +15,7 @@ from lab.assemble import kernel, sources
 from lab.assemble.apt import Apt
 from lab.cache import Cache
 from lab.errors import ExitCode, KitError
+from lab.kernel import figures
 from lab.output import Output
 
 BOARD = Path(__file__).parents[1] / "dtb" / "board.dts"
@@ -143,6 +144,24 @@ def test_missing_compiler_is_named_with_its_package(
         kernel.build(source, OPTIONS, cast(Apt, None), bench.cache, Output(quiet=True), bench.log)
     assert caught.value.code == ExitCode.INFRASTRUCTURE and "gcc-aarch64-linux-gnu" in caught.value.hint
     assert bench.entries == []
+
+
+def test_figures_of_builds_leave_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = bench.tree / figures.EDITED
+    driver.parent.mkdir(parents=True)
+    driver.write_text("int job;\n")
+    named, stock = sources.linux, bench.source()
+    monkeypatch.setattr(sources, "linux", lambda spec, *rest: named(spec, *rest) if spec else stock)
+    monkeypatch.setattr(figures.mirror, "find", lambda name: None)
+    monkeypatch.setattr(figures, "Apt", lambda *parts: None)
+    monkeypatch.setattr(figures, "Cache", lambda: bench.cache)
+    unchanged, edited = figures.measure(Output(quiet=True), quick=False)
+    assert unchanged.ok and edited.ok and unchanged.value < edited.value
+    assert driver.read_text() == "int job;\n"
+    assert len(bench.entries) == 1, "the stock kernel stays, the trial ones go"
+    assert not list((bench.cache.root / "work/bench/kernel").iterdir())
+    copies = [path.name for path in (bench.cache.root / "work/linux-tree").iterdir()]
+    assert copies == [sources.digest(str(bench.tree))]
 
 
 def test_sibling_with_the_driver_otherwise_gives_its_objects(bench: Bench) -> None:
