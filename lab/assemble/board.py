@@ -60,7 +60,7 @@ class BoardKernelOptions(kernel.KernelOptions):
     @property
     def expected_steps(self) -> int:
         """Steps of a first build (7.3.4)."""
-        return 3400
+        return 2700
 
 
 @dataclass(frozen=True)
