@@ -136,40 +136,40 @@ def pack_weights(weights: Array, form: InputFormat, fill: int = 0, stored_channe
     """Tiles of a direct convolution from ``weights`` [kernel][kh][kw][channel] in the format's dtype.
 
     ``stored_channels`` is the number of channels in memory, by default whole atoms. ``fill`` is what padding channels
-    hold: the weights' zero point, so that the zero-point term of the accumulator cancels there. The tiles of a kernel
-    group are contiguous, so a range of whole groups is a slice of the result.
+    and kernels hold: the weights' zero point, so that the zero-point term of the accumulator cancels there. The tiles
+    of a kernel group are contiguous, so a range of whole groups is a slice of the result.
     """
     kernels, height, width, channels = weights.shape
     stored, padded = weight_kernels(kernels), stored_channels or weight_channels(channels, form)
-    if (stored, padded) != (kernels, channels):
-        wide = np.full((stored, height, width, padded), fill, weights.dtype)
-        wide[:kernels, :, :, :channels] = weights
-        weights = wide
     per_kernel = height * width * padded
     out = np.empty(stored * per_kernel, weights.dtype)
-    whole = stored // form.kernel_group
+    if (stored, padded) != (kernels, channels):
+        out.fill(fill)
+    whole = kernels // form.kernel_group
     split = whole * form.kernel_group
     if whole:
-        groups = weights[:split].reshape(whole, form.kernel_group, height, width, padded)
-        _tile_groups(out[: split * per_kernel].reshape(whole, -1), groups, form.channel_group)
-    if split < stored:
-        _tile_groups(out[split * per_kernel :].reshape(1, -1), weights[None, split:], form.channel_group)
+        groups = weights[:split].reshape(whole, form.kernel_group, height, width, channels)
+        _tile_groups(out[: split * per_kernel].reshape(whole, -1), groups, form, form.kernel_group, padded)
+    if split < kernels:
+        _tile_groups(out[split * per_kernel :].reshape(1, -1), weights[None, split:], form, stored - split, padded)
     return _packed(out, form)
 
 
-def _tile_groups(out: Array, groups: Array, channel_group: int) -> None:
-    """Kernel groups of one size: ``groups`` [k1][k2][kh][kw][c] to ``out`` [k1][tiles]."""
+def _tile_groups(out: Array, groups: Array, form: InputFormat, stored: int, padded: int) -> None:
+    """Kernel groups of one size: ``groups`` [k1][k2][kh][kw][c] to ``out`` [k1][tiles], which hold more where padded."""
     count, kernels, height, width, channels = groups.shape
-    whole, rest = divmod(channels, channel_group)
-    cut = whole * channel_group
-    taken = kernels * height * width * cut
-    if whole:
-        tiles = out[:, :taken].reshape(count, whole, height, width, kernels, channel_group)
-        parts = groups[..., :cut].reshape(count, kernels, height, width, whole, channel_group)
-        tiles[...] = parts.transpose(0, 4, 2, 3, 1, 5)
+    size = form.channel_group
+    cut = padded // size * size
+    taken = stored * height * width * cut
+    tiles = out[:, :taken].reshape(count, cut // size, height, width, stored, size)
+    full = min(channels, cut) // size
+    if full:
+        parts = groups[..., : full * size].reshape(count, kernels, height, width, full, size)
+        tiles[:, :full, :, :, :kernels] = parts.transpose(0, 4, 2, 3, 1, 5)
+    rest = channels - full * size
     if rest:
-        tail = out[:, taken:].reshape(count, height, width, kernels, rest)
-        tail[...] = groups[..., cut:].transpose(0, 2, 3, 1, 4)
+        tail = tiles[:, full] if full * size < cut else out[:, taken:].reshape(count, height, width, stored, -1)
+        tail[:, :, :, :kernels, :rest] = groups[..., full * size :].transpose(0, 2, 3, 1, 4)
 
 
 def pack_depthwise(weights: Array, form: InputFormat, fill: int = 0) -> Bytes:
@@ -194,8 +194,9 @@ def pack_nibbles(elements: Array) -> Bytes:
 
     Which nibble comes first does not show in a product as long as both operands agree.
     """
-    low, high = elements[..., 0::2], elements[..., 1::2]
-    return ((low & 0xF) | (high << 4)).view(np.uint8)
+    pairs = elements[..., 0::2] & 0xF
+    pairs |= elements[..., 1::2] << 4
+    return pairs.view(np.uint8)
 
 
 def to_bfloat16(values: Array) -> npt.NDArray[np.uint16]:
