@@ -25,6 +25,9 @@ SCHEMA = Path(__file__).with_name("results.schema.json")
 VERSION = 1
 OUTCOMES = ("failed", "error", "flaky", "xfailed", "passed", "skipped")
 BAD = ("failed", "error")
+WHOLE = (0, 1, 5)
+"""pytest's exit codes of a run that went through: passed, failed, nothing selected."""
+_EXITS = {2: "interrupted, or tests that cannot be read", 3: "an error inside pytest", 4: "wrong options"}
 _RUN = re.compile(r"test-\d{8}-\d{6}(-\d+)?")
 
 Document = dict[str, Any]
@@ -81,7 +84,10 @@ def suite_of(path: Path, *, seconds: float, exit_code: int) -> tuple[Document, l
         elif kind == "end":
             ended = True
             trouble += line["trailing"]
-    if not ended:
+    if ended and exit_code not in WHOLE:
+        trouble.append(f"pytest ended with {exit_code} ({_EXITS.get(exit_code, 'killed')}): not all tests ran")
+        ended = False
+    if not ended and not trouble:
         trouble.append(f"the suite ended (exit code {exit_code}) before it was through")
     counts = Counter(test["outcome"] for test in tests)
     row = {

@@ -19,9 +19,11 @@ PLACE = "/tmp/npulab-facts"
 CONSOLE_STEP, SSH_STEP = 600, 24_000
 """Characters of a command line: busybox's line editor takes 1024 on a console."""
 
-FACTS = r"""
+HELPERS = r"""
 get() { [ -r "$1" ] && tr '\000\n|' '   ' < "$1"; }
 row() { echo "$1|$(get "$2")"; }
+"""
+FACTS = r"""
 echo "release|$(uname -r)"; echo "version|$(uname -v)"; echo "cpus|$(nproc)"
 row model /proc/device-tree/model; row compatible /proc/device-tree/compatible; row cmdline /proc/cmdline
 row srcversion /sys/module/rocket/srcversion; echo "python|$(python3 -V 2>&1)"
@@ -125,10 +127,10 @@ def parse_npu(lines: Sequence[str]) -> dict[str, Any]:
     return {"cores": cores, "domains": npu}
 
 
-def read_state(shell: Shell) -> dict[str, Any]:
+def read_state(shell: Shell, *, fast: bool) -> dict[str, Any]:
     """What changes: taint, the NPU's power, temperatures in degrees Celsius."""
-    prelude = FACTS.split("echo", 1)[0]
-    return _state(run_script(shell, prelude + STATE, SSH_STEP))
+    step = SSH_STEP if fast else CONSOLE_STEP
+    return _state(run_script(shell, HELPERS + STATE, step))
 
 
 def _state(lines: Sequence[str]) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def read_facts(shell: Shell, boot: Sequence[Record], *, fast: bool, virtual: boo
     """Board, kernel and NPU for the results. ``fast``: the link takes long command lines; ``boot``: the kernel's log
     since its start, for the versions that the driver has read."""
     step = SSH_STEP if fast else CONSOLE_STEP
-    lines = run_script(shell, FACTS + STATE, step)
+    lines = run_script(shell, HELPERS + FACTS + STATE, step)
     values = {row[0]: row[1] for row in _rows(lines) if len(row) == 2}
     state = _state(lines)
     for number, core in enumerate(state["npu"]["cores"]):

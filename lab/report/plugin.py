@@ -39,8 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Markers and state."""
     config.addinivalue_line("markers", "expect_kernel(regex): a kernel message that this test means to cause")
-    config.stash[SESSION] = Session(config)
-    config.pluginmanager.register(_Flakes(), "npulab-flakes")
+    session = config.stash[SESSION] = Session(config)
+    config.pluginmanager.register(_Hooks(session), "npulab-hooks")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -52,13 +52,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         raise pytest.UsageError(f"{error.message}\n{error.hint}") from None
 
 
-class _Flakes:
-    """Runs a test that is known as flaky again when it fails."""
+class _Hooks:
+    """Hooks that get no configuration, or stand beside others of their name."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """What cannot be collected is an error of its own."""
+        if report.failed:
+            self._session.not_collected(report)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-        """The last attempt's reports are the test's."""
-        session = item.config.stash[SESSION]
+        """Run a test that is known as flaky again when it fails; the last attempt's reports are the test's."""
+        session = self._session
         if not session.may_be_flaky(item.nodeid):
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)

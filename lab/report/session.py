@@ -76,6 +76,7 @@ class Session:
         self._previous = "the board's start"
         self._trailing: list[str] | None = None
         self._lost = False
+        self._fast = False
         self._recoveries = 0
         self._sink: Path | None = None
         self.facts: dict[str, Any] = {}
@@ -110,7 +111,8 @@ class Session:
         environment = getattr(getattr(strategy, "target", None), "env", None)
         features = environment.get_features() | environment.get_target_features() if environment else set()
         state = getattr(getattr(strategy, "status", None), "name", "")
-        self.facts = read_facts(board, boot.records, fast=state == "ssh", virtual="virtual" in features)
+        self._fast = state == "ssh"
+        self.facts = read_facts(board, boot.records, fast=self._fast, virtual="virtual" in features)
         self.facts["board"] |= {"features": sorted(features), "place": _place(strategy)}
         seconds = getattr(strategy, "boot_seconds", None)
         self.facts["boot"] = {
@@ -312,15 +314,35 @@ class Session:
                 "seconds": round(attempt.seconds, 3),
                 "properties": {str(name): value for name, value in item.user_properties},
                 "kernel_log": _kept(attempt),
-                "repeat": self._repeat_command(item),
+                "repeat": self._repeat_command(item.nodeid),
                 **recorder.documents(),
             }
         )
         self._previous = item.nodeid
 
-    def _repeat_command(self, item: pytest.Item) -> str:
-        prefix = self._repeat or "python -m pytest"
-        return f"{prefix} {shlex.quote(item.nodeid)}"
+    def not_collected(self, report: pytest.CollectReport) -> None:
+        """A file whose tests could not even be listed: nothing is known about any of them."""
+        text = report.longreprtext
+        words = [line.removeprefix("E").strip() for line in text.splitlines() if line.startswith("E ")]
+        self.write(
+            {
+                "kind": "test",
+                "id": report.nodeid or self.suite,
+                "outcome": "error",
+                "phase": "collect",
+                "message": f"its tests cannot be read: {words[-1] if words else text.strip()[-200:]}",
+                "detail": shorten(text),
+                "started": now(),
+                "seconds": 0.0,
+                "properties": {},
+                "kernel_log": [],
+                "repeat": self._repeat_command(report.nodeid),
+                **Recorder().documents(),
+            }
+        )
+
+    def _repeat_command(self, test: str) -> str:
+        return f"{self._repeat or 'python -m pytest'} {shlex.quote(test)}"
 
     def last_look(self) -> None:
         """Read the kernel's log for the last time; once, while the board is still there."""
@@ -332,7 +354,7 @@ class Session:
                 last = KernelLog(self._journal, self._previous)
                 last.refresh("end of a test run")
                 self._trailing = last.problems()
-                self.write({"kind": "state", **read_state(self._board)})
+                self.write({"kind": "state", **read_state(self._board, fast=self._fast)})
             except Exception as error:  # noqa: BLE001 - reported below, whatever the transport calls it
                 self._trailing = [f"the board does not answer at the end of the run: {error}"]
 

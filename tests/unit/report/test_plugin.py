@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lab.report import document
 from lab.report.record import Recorder
 from lab.virt.supervisor import python_environment
 
@@ -115,7 +116,8 @@ def run_pytest(place: Path, tests: str, *options: str, conftest: str = CONFTEST)
     (suite / "test_it.py").write_text(tests)
     command = [sys.executable, "-m", "pytest", "-p", "lab.report.plugin", "-p", "no:cacheprovider", "tests/board"]
     command += ["--npulab-results", str(place), "--npulab-repeat", "npulab test board --test", *options]
-    variables = {**os.environ, **python_environment()}
+    # other plugins take longer to load than these tests to run
+    variables = {**os.environ, **python_environment(), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=place, env=variables, capture_output=True, text=True, timeout=120, check=False)
     return done.returncode, done.stdout + done.stderr
 
@@ -196,6 +198,7 @@ def test_a_bug_after_the_last_test_fails_the_run(tmp_path: Path) -> None:
     tests = """
 import pytest
 
+from lab.report import document
 from lab.report.record import Recorder
 from lab.virt.supervisor import python_environment
 
@@ -348,6 +351,16 @@ def test_a_board_that_stays_silent_is_given_up(tmp_path: Path) -> None:
     assert [line["outcome"] for line in found] == ["failed", *["error"] * 8]
     assert "was given up" in found[-1]["message"]
     assert sum(line["kind"] == "trouble" for line in lines(tmp_path)) == 3
+
+
+def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    code, text = run_pytest(tmp_path, "import there_is_no_such_module\n")
+    assert code == pytest.ExitCode.INTERRUPTED, text
+    (found,) = [line for line in lines(tmp_path) if line["kind"] == "test"]
+    assert (found["id"], found["outcome"]) == ("tests/board/test_it.py", "error")
+    assert "No module named 'there_is_no_such_module'" in found["message"]
+    row, tests, _ = document.suite_of(tmp_path / "tests-board.jsonl", seconds=1.0, exit_code=code)
+    assert document.verdict({"tests": tests, "suites": [row]})[0] == "error"
 
 
 def test_a_value_that_is_no_number_is_the_tests_fault(tmp_path: Path) -> None:

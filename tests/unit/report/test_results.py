@@ -117,6 +117,15 @@ def test_lines_of_a_suite_that_was_killed(tmp_path: Path) -> None:
         document.suite_of(path, seconds=0.0, exit_code=0)
 
 
+@pytest.mark.parametrize("code", [2, 3, 4, -15])
+def test_a_suite_that_pytest_did_not_finish(tmp_path: Path, code: int) -> None:
+    path = tmp_path / "tests-unit.jsonl"
+    path.write_text(json.dumps({"kind": "end", "trailing": []}) + "\n")
+    row, _, _ = document.suite_of(path, seconds=1.0, exit_code=code)
+    assert (row["ok"], row["complete"], len(row["trouble"])) == (False, False, 1)
+    assert f"pytest ended with {code}" in row["trouble"][0]
+
+
 @pytest.mark.parametrize(
     ("outcomes", "verdict"),
     [
