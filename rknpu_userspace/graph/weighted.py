@@ -13,7 +13,7 @@ import numpy.typing as npt
 from rknpu_userspace.ops import arguments, pool, reference
 from rknpu_userspace.ops.conv2d import Conv2d
 from rknpu_userspace.ops.convolution import effective_bias
-from rknpu_userspace.ops.pool import average_pool
+from rknpu_userspace.ops.pool import average_pool_inside
 from rknpu_userspace.ops.steps import ConvStep, Cube, Step
 from rknpu_userspace.ops.transposed import ConvTranspose2d
 from rknpu_userspace.plan import make_plan
@@ -164,33 +164,42 @@ class Transposed:
 
 
 class AveragePool(OneConvolution):
-    """A depthwise convolution with ones."""
+    """A depthwise convolution with ones; where windows reach beyond the image, one for each of its borders."""
 
     def __init__(self, node: Node) -> None:
         self._node = node
         x = single(node)
-        if any(node.attributes["padding"]):
-            raise ValueError("windows at the border have fewer elements to average")
-        options: dict[str, Any] = {"stride": node.attributes["stride"]}
+        attributes = node.attributes
+        options: dict[str, Any] = {"stride": attributes["stride"], "padding": attributes["padding"]}
         if x.dtype == "int8":
             options |= {"scale": x.scale / node.output.scale, "x_zero_point": x.zero_point}
             options["out_zero_point"] = node.output.zero_point
-        self.operation = average_pool(x.dtype, x.shape, node.attributes["kernel"], **options)
-        self._end()
+        self._whole = average_pool_inside(x.dtype, x.shape, attributes["kernel"], **options)
+        for piece in self._whole.pieces:
+            self.operation = piece.operation
+            self._end()
+
+    def steps(self, reads: Sequence[Cube], target: Cube) -> list[Step]:
+        """See Lowering."""
+        if len(self._whole.pieces) == 1:
+            return super().steps(reads, target)
+        return self._whole.steps(reads[0], target)
 
     def reference(self, *inputs: Array) -> Array:
         """See Lowering."""
-        operation = self.operation
-        result = reference.conv2d(
-            inputs[0],
-            operation.weights,
-            stride=operation.stride,
-            groups=operation.groups,
-            x_zero_point=operation.x_zero_point,
-            requant=operation.post.requant,
-            out_dtype=operation.out,
-        )
-        return clamped(self._node, result)
+        out = np.empty(self._whole.out_shape, arguments.dtype_of(self.operation.out))
+        for piece in self._whole.pieces:
+            operation = piece.operation
+            out[:, piece.target[0], piece.target[1]] = reference.conv2d(
+                inputs[0][:, piece.source[0], piece.source[1]],
+                operation.weights,
+                stride=operation.stride,
+                groups=operation.groups,
+                x_zero_point=operation.x_zero_point,
+                requant=operation.post.requant,
+                out_dtype=operation.out,
+            )
+        return clamped(self._node, out)
 
 
 class MaxPool:

@@ -169,8 +169,7 @@ def test_host_takes_what_the_npu_can_not(npu: Device) -> None:
     y = graph.average_pool(y, 3, stride=1, padding=1)
     graph.output(y)
     program = run(npu, net, "npu cpu")
-    assert [layer.unit for layer in program.layers] == ["npu", "cpu", "npu", "cpu", "cpu"]
-    assert "border" in program.layers[-1].reason
+    assert [layer.unit for layer in program.layers] == ["npu", "cpu", "npu", "npu", "cpu"]
 
 
 def test_views(npu: Device) -> None:
