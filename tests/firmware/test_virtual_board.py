@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: MIT
+"""Backup, break, restore on a running virtual board: real SPI NOR and eMMC drivers, ssh, the commands a user types."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lab import cli
+from lab.commands.virt import ssh_command
+from lab.errors import ExitCode
+from lab.virt import chips
+from lab.virt.background import find_board
+
+BOARD = "rock-5-itx"
+NAME = "firmware-test"
+EMMC_SIZE = 32 << 20
+ERASE_FIRST_BLOCK = (
+    "import fcntl,os,struct; fcntl.ioctl(os.open('/dev/mtd0',os.O_RDWR),0x40084d02,struct.pack('II',0,0x10000))"
+)
+"""MEMERASE of linux include/uapi/mtd/mtd-abi.h."""
+
+
+class Bench:
+    """A virtual board whose flash chips are files of this test."""
+
+    def __init__(self, root: Path, capture: pytest.CaptureFixture[str]) -> None:
+        self.root, self.capture = root, capture
+        self.nor, self.emmc = root / "nor.img", root / "emmc.img"
+        rng = random.Random(3)
+        loader = b"RKNS" + rng.randbytes(200_000)
+        self.nor.write_bytes((b"\xff" * 0x8000 + loader).ljust(chips.NOR_SIZE, b"\xff"))
+        with self.emmc.open("wb") as file:
+            file.write(rng.randbytes(100_000))
+            file.seek(chips.EMMC_BOOT_SIZE)
+            file.write(rng.randbytes(100_000))
+            file.truncate(EMMC_SIZE)
+
+    def run(self, *words: str, code: int = 0) -> dict[str, Any]:
+        """A command, and the document it prints."""
+        self.capture.readouterr()
+        noun, verb, *rest = words
+        store = ["--store", str(self.root / "store")] if noun in ("backup", "flash") else []
+        found = cli.main([noun, "--json", "--quiet", verb, *store, *rest])
+        captured = self.capture.readouterr()
+        assert found == code, captured.err
+        document: dict[str, Any] = json.loads(captured.out)
+        return document
+
+    def shell(self, script: str) -> str:
+        """Run a script on the board."""
+        command = [*self.ssh, script]
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout
+
+    def start(self) -> None:
+        """Switch it on."""
+        chips_of = ["--nor", str(self.nor), "--emmc", str(self.emmc)]
+        self.run("virt", "up", "--name", NAME, "--dtb", f"rk3588-{BOARD}", *chips_of)
+        self.ssh = ssh_command(find_board(NAME))
+
+    def stop(self) -> None:
+        """Switch it off: what the guest has written is in the files."""
+        self.run("virt", "down", NAME)
+
+
+@pytest.fixture
+def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Bench]:
+    bench = Bench(tmp_path, capsys)
+    bench.start()
+    try:
+        yield bench
+    finally:
+        cli.main(["virt", "--quiet", "down", NAME])
+
+
+def test_media_are_found_by_their_controllers(bench: Bench) -> None:
+    seen = {
+        medium["name"]: medium
+        for medium in bench.run("board", "probe", "--board", BOARD, "--via", f"virt:{NAME}")["media"]
+    }
+    assert seen["spi"]["size"] == chips.NOR_SIZE
+    assert seen["emmc"]["size"] == EMMC_SIZE - 2 * chips.EMMC_BOOT_SIZE
+    assert seen["emmc.boot0"]["size"] == seen["emmc.boot1"]["size"] == chips.EMMC_BOOT_SIZE
+
+
+def test_broken_loader_is_restored(bench: Bench) -> None:
+    before = bench.nor.read_bytes()
+    made = bench.run("backup", "create", "--board", BOARD, "--via", f"virt:{NAME}", "--storage", "spi")
+    assert made["verified"]
+    # erase the block with the loader's start, as a wrong flash_erase does
+    bench.shell(f'python3 -c "{ERASE_FIRST_BLOCK}"')
+    assert bench.nor.read_bytes()[0x8000:0x8004] == b"\xff" * 4
+    restore = ("backup", "restore", "latest", "--via", f"virt:{NAME}", "--storage", "spi", "--yes")
+    bench.run(*restore, code=ExitCode.REFUSED)  # a NOR has no serial number: nothing says that it is this board's
+    bench.run(*restore, "--trust-identity")
+    bench.stop()
+    assert bench.nor.read_bytes() == before
+
+
+def test_boot_partitions_are_written_in_spite_of_their_lock(bench: Bench) -> None:
+    before = bench.emmc.read_bytes()
+    made = bench.run("backup", "create", "--board", BOARD, "--via", f"virt:{NAME}", "--storage", "emmc")
+    assert made["verified"]
+    bench.shell("echo 0 > /sys/block/mmcblk0boot0/force_ro; head -c 65536 /dev/zero > /dev/mmcblk0boot0; sync")
+    bench.shell("echo 1 > /sys/block/mmcblk0boot0/force_ro")
+    bench.run("backup", "restore", "latest", "--via", f"virt:{NAME}", "--storage", "emmc", "--yes")
+    assert re.match(r"1\s", bench.shell("cat /sys/block/mmcblk0boot0/force_ro"))
+    bench.stop()
+    assert bench.emmc.read_bytes() == before
