@@ -156,7 +156,7 @@ def pack_weights(weights: Array, form: InputFormat, fill: int = 0, stored_channe
 
 
 def _tile_groups(out: Array, groups: Array, form: InputFormat, stored: int, padded: int) -> None:
-    """Kernel groups of one size: ``groups`` [k1][k2][kh][kw][c] to ``out`` [k1][tiles], which hold more where padded."""
+    """Kernel groups of one size: ``groups`` [k1][k2][kh][kw][c] to ``out`` [k1][tiles], larger where padded."""
     count, kernels, height, width, channels = groups.shape
     size = form.channel_group
     cut = padded // size * size
