@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ import numpy as np
 import pytest
 from graph_networks import Builder, mobilenet_v1
 from on_board import PLACE, Board
+from tflite_network import Network, interpret
 
+import lab.npu.run
+from lab.cli import main as npulab
 from rknpu_userspace.graph.file import save
 
 pytestmark = pytest.mark.lg_feature(["npu", "ssh"])
@@ -74,3 +78,41 @@ def test_residuals_and_branches(board: Board, tmp_path: Path) -> None:
     assert document["submissions"] == document["jobs"] == 2
     assert all(layer["seconds"] > 0 for layer in document["layers"] if layer["tasks"])
     assert all(np.array_equal(a, b) for a, b in zip(document["results"], wanted, strict=True))
+
+
+class OnBoard:
+    """The board under test as what ``npulab npu run`` expects."""
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+
+    def run(self, command: str, timeout: float) -> tuple[str, int]:
+        lines, code = self._board.run(command, timeout)
+        return "\n".join(lines), code
+
+    def put(self, path: Path, target: str) -> None:
+        self._board.put(path, target)
+
+    def get(self, source: str, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self._board.output(f"base64 {source}")))
+
+
+def test_tflite_model(
+    board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``npulab npu run`` takes a model there, and brings back what TensorFlow Lite computes, or a step beside it."""
+    net = Network((1, 24, 24, 3), SEED)
+    y = net.conv(net.input, 32, 3, stride=2, activation=1)
+    y = net.binary("ADD", net.depthwise(y, 3), y)
+    data = net.finish(net.softmax(net.linear(y, 12)))
+    (tmp_path / "model.tflite").write_bytes(data)
+    np.save(tmp_path / "x.npy", net.x)
+    monkeypatch.setattr(lab.npu.run, "remote", lambda device, out: nullcontext(OnBoard(board)))
+    words = ["npu", "run", str(tmp_path / "model.tflite"), "-i", str(tmp_path / "x.npy"), "--device", "virt"]
+    assert npulab([*words, "-o", str(tmp_path / "y.npy"), "--compare-cpu", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert [layer["unit"] for layer in document["layers"]] == ["npu"] * 4 + ["cpu"]
+    assert document["compared"][0]["greatest"] <= 5
+    wanted = interpret(data, net.x)[0].astype(int)
+    assert np.abs(np.load(tmp_path / "y.npy").astype(int) - wanted).max() <= 5
+    assert "npulab-run" not in board.output("ls /tmp")

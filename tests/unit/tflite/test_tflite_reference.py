@@ -140,7 +140,7 @@ def test_transposed_convolution(kernel: int, stride: int, same: bool, zero: int,
     inputs = [net.indices(shape), weights, net.input]
     y = net.spread("TRANSPOSE_CONV", inputs, shape, "TransposeConvOptions", fields)
     program = compare(net, [y], tmp_path / "model.tflite")
-    if zero == 0 and stride != 3 or not same:
+    if (zero == 0 and stride != 3) or not same:
         assert [layer.unit for layer in program.layers] == ["npu"]
 
 
