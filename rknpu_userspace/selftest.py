@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from .formats import SUM_ULP
+
 if TYPE_CHECKING:
     from .device import Device
 
 SEED = 20240229
-MAX_ULP = {"float32": 16.0, "float16": 1.0}
-"""Public measurements put the accumulation within about 1e-6 of float64 (RU); a float16 result adds its rounding."""
 EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_NO_DEVICE = 0, 1, 2, 4
 
 
@@ -151,7 +151,7 @@ def run(device: Device, workload: Workload) -> dict[str, Any]:
         result = program(left)
         npu_seconds, jobs, tasks, moved = program.last.npu_seconds, program.jobs, program.tasks, program.dma_bytes
     found = _compare(workload, result, left, right, options)
-    ok = found["exact"] if workload.dtype == "int8" else found["max_ulp"] <= MAX_ULP[workload.out]
+    ok = found["exact"] if workload.dtype == "int8" else found["max_ulp"] <= SUM_ULP[workload.out]
     return {
         "name": workload.name,
         "dtype": workload.dtype,

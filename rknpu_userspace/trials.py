@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .calls import Calls
+from .formats import SUM_ULP
 from .layout import from_bfloat16, to_bfloat16
 from .ops import activation, elementwise, pool, reduce, reference, rows
 from .ops.activation import Bound, UnaryScales
 from .ops.elementwise import Scales
-from .ops.table import MEAN_ULP, SUM_ULP
+from .ops.table import MEAN_ULP
 from .quant import derive
 
 Array = npt.NDArray[Any]

@@ -16,9 +16,6 @@ from .activation import BOUNDS, STAGED, Bound
 from .rows import ROW_BOUNDS
 
 DTYPES = ("int4", "int8", "int16", "int32", "float16", "bfloat16", "tfloat32")
-SUM_ULP = {"float32": 16.0, "float16": 1.0, "bfloat16": 1.0}
-"""Units in the last place that a sum of products may be off, by output format: public measurements put the accumulation
-within about 1e-6 of float64 (RU); a 16-bit result adds its rounding."""
 MEAN_ULP = 2.0
 
 
