@@ -27,7 +27,7 @@ pytest_plugins = ["lab.report.plugin"]
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Long forms of tests that are short otherwise."""
     group = parser.getgroup("board suite")
-    group.addoption("--soak", type=float, default=0.0, metavar="MINUTES", help="run jobs for so long (default 10 s)")
+    group.addoption("--soak", type=float, default=0.0, metavar="MINUTES", help="run jobs for so long (default 6 s)")
     group.addoption(
         "--soak-floor", type=float, default=10.0, metavar="JOBS", help="jobs per second that a soak has to reach"
     )

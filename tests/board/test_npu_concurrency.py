@@ -14,10 +14,10 @@ pytestmark = pytest.mark.lg_feature("npu")
 PROCESSES, JOBS = 6, 30
 TIMEOUT = 0.5
 """JOB_TIMEOUT_MS of linux drivers/accel/rocket/rocket_job.c"""
-SCALE = ("768", "1024", "1024", "3")
-"""Rows, inner size, columns and repetitions of the job that is timed: 8 ms for one core at 200 MHz."""
-SOAK_SECONDS, SOAK_PROCESSES = 10, 3
-WORST_WINDOW = 0.25
+SCALE = ("512", "1024", "1024", "3")
+"""Rows, inner size, columns and repetitions of the job that is timed: 5 ms for one core at 200 MHz."""
+SOAK_SECONDS, SOAK_PROCESSES = 6, 3
+WORST_WINDOW = 0.1
 """No tenth of a soak is slower than this share of the median: a busy host steals time, a stuck core more than that."""
 LOST_KIB = 16 << 10
 """Memory that may be gone after a soak: caches grow."""
@@ -41,7 +41,7 @@ def test_cores_work_at_the_same_time(board: Board, kernel_log: KernelLog) -> Non
     seconds = board.python("concurrency.py", "hang")["seconds"]
     cores = {line.split()[1] for line in kernel_log.matching("NPU job timed out")}
     assert len(cores) == 3, cores
-    assert TIMEOUT <= seconds < 2.5 * TIMEOUT
+    assert TIMEOUT <= seconds < 2.8 * TIMEOUT
 
 
 def test_scaling_over_cores(board: Board, env: Any, measure: Measure) -> None:
