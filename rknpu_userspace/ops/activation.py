@@ -193,13 +193,6 @@ def reference_int8(
     return values
 
 
-def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    sizes = tuple(checks.whole("a size", size) for size in shape)
-    if any(size < 1 for size in sizes):
-        raise ValueError(f"empty tensor (shape {sizes}): the NPU has no empty tensors")
-    return sizes
-
-
 class Activation:
     """What to compile: one of ``KINDS`` over a tensor of any shape.
 
@@ -225,7 +218,7 @@ class Activation:
             raise TypeError(f"{kind} takes {', '.join(BOUNDS[kind])} and int8, not {form}: the divider gives float16")
         if scales is not None and form != "int8":
             raise ValueError(f"scales are for int8, not {form}")
-        self.kind, self.form, self.shape = kind, form, _checked_shape(shape)
+        self.kind, self.form, self.shape = kind, form, checks.sizes(shape)
         if not math.isfinite(slope) or abs(slope) > 65504:
             raise ValueError(f"slope {slope} is not a finite float16")
         if not math.isfinite(bound) or not 0 < bound <= 65504:
@@ -323,7 +316,7 @@ class PRelu:
             raise TypeError(f"PReLU takes {', '.join(FORMATS)}, not {form}")
         if scales is not None and form != "int8":
             raise ValueError(f"scales are for int8, not {form}")
-        self.form, self.shape = form, _checked_shape(shape)
+        self.form, self.shape = form, checks.sizes(shape)
         self.slopes = np.asarray(slopes, np.float64)
         if not self.shape or self.slopes.shape != self.shape[-1:]:
             raise ValueError(f"slopes have shape {self.slopes.shape}, expected one per channel of {self.shape}")

@@ -44,6 +44,14 @@ def shape(name: str, value: Any, axes: str) -> tuple[int, ...]:
     return sizes
 
 
+def sizes(value: Sequence[int]) -> tuple[int, ...]:
+    """The shape of a tensor with any number of dimensions, none of them empty."""
+    found = tuple(whole("a size", size) for size in value)
+    if any(size < 1 for size in found):
+        raise ValueError(f"empty tensor (shape {found}): the NPU has no empty tensors")
+    return found
+
+
 def positive(name: str, value: Any) -> float:
     """A real scale: a finite number above 0."""
     if isinstance(value, (bool, np.bool_, str)) or np.ndim(value) != 0:

@@ -19,7 +19,7 @@ from rknpu_userspace.backend import Context
 from rknpu_userspace.formats import INPUTS
 from rknpu_userspace.program import Program, Share, Spec, Unit
 
-from . import arguments
+from . import arguments, checks
 from .checks import whole
 from .matmul import Matmul
 from .shares import Around
@@ -53,13 +53,14 @@ class Reduce:
         if form not in FORMATS or (kind, form) == ("mean", "int4"):
             able = FORMATS if kind == "sum" else FORMATS[:-1]
             raise TypeError(f"{kind} takes {', '.join(able)}, not {form}")
-        self.kind, self.form, self.shape = kind, form, tuple(int(size) for size in shape)
-        if 0 in self.shape or not self.shape:
-            raise ValueError(f"empty tensor or scalar (shape {self.shape}): the NPU has no empty tensors")
+        self.kind, self.form, self.shape = kind, form, checks.sizes(shape)
+        if not self.shape:
+            raise ValueError(f"{kind} needs an axis, a scalar has none")
         self._axes = _axes(axis, len(self.shape))
         self._kept = [index for index in range(len(self.shape)) if index not in self._axes]
         self.count = math.prod(self.shape[index] for index in self._axes)
         rows = math.prod(self.shape[index] for index in self._kept)
+        checks.positive("scale", scale)
         integer_mean = kind == "mean" and form == "int8"
         if not integer_mean and (scale != 1.0 or out_zero_point):
             raise ValueError("scale and out_zero_point are for means of int8")

@@ -26,6 +26,7 @@ from rknpu_userspace.plan import limits
 from rknpu_userspace.program import Program, Spec
 from rknpu_userspace.task import ALU_ADD
 
+from . import checks
 from .activation import Bound
 from .flying import Flow
 from .fused import Behind, PointwiseStep, padded
@@ -226,23 +227,23 @@ class RowOperation:
             raise ValueError(f"{kind!r} is not one of {', '.join(ROW_BOUNDS)}")
         if form not in FORMATS:
             raise TypeError(f"{kind} takes {', '.join(FORMATS)}, not {form}")
-        self.kind, self.form, self.shape = kind, form, tuple(int(size) for size in shape)
-        if not self.shape or 0 in self.shape:
-            raise ValueError(f"empty tensor or scalar (shape {self.shape}): the NPU has no empty tensors")
+        self.kind, self.form, self.shape = kind, form, checks.sizes(shape)
+        if not self.shape:
+            raise ValueError(f"{kind} needs an axis, a scalar has none")
         limits.check_range("the last axis", self.shape[-1], 1, MAX_AXIS, "sums of one task")
         if kind == "softmax" and (gamma is not None or beta is not None):
             raise ValueError("softmax takes no gamma or beta")
         if kind == "rms_norm" and beta is not None:
             raise ValueError("rms_norm takes no beta")
-        if not math.isfinite(epsilon) or not 0 < epsilon < 1:
-            raise ValueError(f"epsilon must be between 0 and 1, not {epsilon}")
+        if checks.positive("epsilon", epsilon) >= 1:
+            raise ValueError(f"epsilon must be less than 1, not {epsilon}")
         self.epsilon = epsilon
         self.gamma, self.beta = self._vector("gamma", gamma), self._vector("beta", beta)
 
     def _vector(self, name: str, values: Array | None) -> Array | None:
         if values is None:
             return None
-        array = np.asarray(values)
+        array = checks.plain(name, values)
         if array.shape != self.shape[-1:]:
             raise ValueError(f"{name} has shape {array.shape}, expected {self.shape[-1:]}: one value per element")
         if array.dtype.kind != "f" or not np.isfinite(array).all():
