@@ -22,11 +22,9 @@ import numpy.typing as npt
 
 from lab.npu.layers import geometric_mean
 from lab.npu.networks import CNN, MATMUL, NETWORKS
-from rknpu_userspace import Matmul, layout, regcmd
+from rknpu_userspace import layout, regcmd
 from rknpu_userspace.backend.model import ModelContext
-from rknpu_userspace.device import open_device
-from rknpu_userspace.ops.conv2d import Conv2d
-from rknpu_userspace.ops.convolution import Weights, build
+from rknpu_userspace.ops.convolution import ConvPart, Weights, build
 from rknpu_userspace.plan import Problem, make_plan, split
 from rknpu_userspace.plan.tasks import Places, Post, tasks
 
@@ -71,34 +69,40 @@ def repeated(call: Call, times: int) -> Call:
 
 
 def model(rounds: int) -> list[Row]:
-    """Throughput of the model against a float32 matmul of the same multiply-accumulates."""
-    rng = np.random.default_rng(1)
+    """Throughput of the model, from the command words to the result, against a float32 matmul of as many products."""
     rows, inner, columns = MATMUL_SHAPE
-    pixels, taps = CONV_SIZE * CONV_SIZE, 9 * CONV_CHANNELS
-    shape = (1, CONV_SIZE, CONV_SIZE, CONV_CHANNELS)
-    kernel = (CONV_CHANNELS, 3, 3, CONV_CHANNELS)
+    side, channels = CONV_SIZE, CONV_CHANNELS
     found = []
-    with open_device("model") as device:
-        for form in ("int8", "float16"):
-            left, right = numbers(rng, form, (rows, inner)), numbers(rng, form, (inner, columns))
-            image, weights = numbers(rng, form, shape), numbers(rng, form, kernel)
-            for name, operation, operand, size in (
-                (f"matmul {rows}x{inner}x{columns}", Matmul(right, rows), left, MATMUL_SHAPE),
-                ("conv 3x3 256 to 256 at 56x56", Conv2d(weights, shape, padding=1), image, (pixels, taps, kernel[0])),
-            ):
-                a, b = np.ones((size[0], size[1]), np.float32), np.ones((size[1], size[2]), np.float32)
-                with device.compile(operation) as program:
-                    blas, npu = cpu_seconds([partial(np.matmul, a, b), partial(program, operand)], rounds)
-                note = f"BLAS {2 * np.prod(size) / blas / 1e9:.0f} GFLOP/s with one thread"
-                found.append(Row(f"model, {form} {name}", blas / npu, note))
+    for form, out in (("int8", "int32"), ("float16", "float32")):
+        conv = Problem(form, out, side, side, channels, channels, 3, 3, 1, 1, 1, 1, 1, 1, 1, 1, lines_in=True)
+        for name, problem, size in (
+            (f"matmul {rows}x{inner}x{columns}", Problem.matmul(form, out, *MATMUL_SHAPE), MATMUL_SHAPE),
+            (f"conv 3x3 {channels} to {channels} at {side}x{side}", conv, (side * side, 9 * channels, channels)),
+        ):
+            unit = _packed_unit(problem)
+            a, b = np.ones(size[:2], np.float32), np.ones(size[1:], np.float32)
+            blas, npu = cpu_seconds([partial(np.matmul, a, b), unit.start], rounds)
+            unit.wait(0)
+            unit.close()
+            note = f"BLAS {2 * np.prod(size) / blas / 1e9:.0f} GFLOP/s with one thread"
+            found.append(Row(f"model, {form} {name}", blas / npu, note))
     return found
 
 
-def numbers(rng: np.random.Generator, form: str, shape: tuple[int, ...]) -> Array:
-    """Operands of an ordinary size."""
-    if form == "int8":
-        return rng.integers(-128, 128, shape, dtype=np.int8)
-    return rng.standard_normal(shape, np.float32).astype(np.float16)
+def _packed_unit(problem: Problem) -> ConvPart:
+    """The problem on one core of the model, with operands of an ordinary size in place."""
+    rng = np.random.default_rng(1)
+
+    def numbers(*shape: int) -> Array:
+        if problem.form == "int8":
+            return rng.integers(-128, 128, shape, dtype=np.int8)
+        return rng.standard_normal(shape, np.float32).astype(np.float16)
+
+    kernels = numbers(problem.out_channels, problem.kernel_height, problem.kernel_width, problem.channels)
+    parts = split(problem, 1, 1)
+    (unit,) = build([ModelContext(0)], parts, Weights(kernels, None, Post()), "speed")
+    unit.pack(numbers(1, problem.height, problem.width, problem.channels))
+    return unit
 
 
 def _against_memcpy(moves: Sequence[tuple[int, Call]], rounds: int) -> float:
