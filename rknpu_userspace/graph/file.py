@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ from .ir import Tensor
 Array = npt.NDArray[Any]
 FORMAT = "rknpu-graph"
 VERSION = 1
+_DAMAGE = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, RuntimeError, MemoryError, OverflowError),
+    *(KeyError, IndexError, TypeError, AttributeError),
+)
+"""What reading an archive, or a document of another form, ends with. RuntimeError: encrypted, or packed otherwise."""
 
 
 def save(graph: Graph, path: str | Path) -> None:
@@ -76,25 +83,21 @@ def save(graph: Graph, path: str | Path) -> None:
 
 def load(path: str | Path) -> Graph:
     """Read a graph. OSError when there is no file, ValueError when it is none of ours or damaged."""
-    if Path(path).is_file() and not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a program file of this library, or it is damaged")
+    damaged = f"{path} is not a program file of this library, or it is damaged"
+    with Path(path).open("rb") as stream:
+        try:
+            with np.load(stream, allow_pickle=False) as archive:
+                arrays = {name: archive[name] for name in archive.files}
+            document = json.loads(bytes(arrays.pop("graph")).decode())
+        except (*_DAMAGE, ValueError, OSError) as error:  # also places in the file where nothing can be
+            raise ValueError(damaged) from error
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return _graph(archive)
-    except (
-        zipfile.BadZipFile,
-        EOFError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        json.JSONDecodeError,
-    ) as error:
-        raise ValueError(f"{path} is not a program file of this library, or it is damaged") from error
+        return _graph(document, arrays)
+    except _DAMAGE as error:
+        raise ValueError(damaged) from error
 
 
-def _graph(archive: Any) -> Graph:
-    document = json.loads(bytes(archive["graph"]).decode())
+def _graph(document: Any, arrays: dict[str, Array]) -> Graph:
     if document["format"] != FORMAT or document["version"] != VERSION:
         raise ValueError(f"a program file of version {document['version']}; this library reads version {VERSION}")
     tensors = [Tensor(**{**entry, "shape": tuple(entry["shape"])}) for entry in document["tensors"]]
@@ -105,7 +108,7 @@ def _graph(archive: Any) -> Graph:
         if entry["kind"] not in host.KERNELS:
             raise ValueError(f"the program file has an operation {entry['kind']!r} that this library does not know")
         attributes = {name: _tuple(value) for name, value in entry["attributes"].items()}
-        constants = {name: archive[key] for name, key in entry["constants"].items()}
+        constants = {name: arrays[key] for name, key in entry["constants"].items()}
         inputs = [tensors[number] for number in entry["inputs"]]
         graph.node(entry["kind"], inputs, tensors[entry["output"]], attributes, constants, entry["name"])
     for number in document["outputs"]:
