@@ -97,6 +97,7 @@ def test_devices_that_are_not_modelled_only_get_fewer(booted: tuple[str, BoardSe
     path = LISTS / (f"{name}.board.txt" if os.environ.get(BOARD_KERNEL) else f"{name}.txt")
     if os.environ.get(NEW):
         path.write_text("# SPDX-License-Identifier: MIT\n" + "".join(f"{line}\n" for line in sorted(missing)))
+    assert path.is_file(), f"no list for this kernel yet: {NEW}=1 writes {path.name}"
     recorded = {line for line in path.read_text().splitlines() if line and not line.startswith("#")}
     assert not missing - recorded, "devices that the machine lost"
     assert not recorded - missing, f"devices that work now: take their lines out of {path.name}"
