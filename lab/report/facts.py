@@ -39,7 +39,7 @@ for d in /sys/bus/platform/devices/*.npu; do [ -e "$d" ] || continue
 done
 sed 's/^/genpd|/' /sys/kernel/debug/pm_genpd/pm_genpd_summary 2>/dev/null
 for d in /sys/class/thermal/thermal_zone*; do [ -e "$d/temp" ] && echo "temperature|$(get $d/type)|$(get $d/temp)"; done
-row deferred /sys/kernel/debug/devices_deferred
+sed 's/^/deferred|/' /sys/kernel/debug/devices_deferred 2>/dev/null
 echo "end|"
 """
 
@@ -143,7 +143,7 @@ def _state(lines: Sequence[str]) -> dict[str, Any]:
         "taint": int(taint) if taint.isdecimal() else None,
         "npu": parse_npu(lines),
         "temperatures": temperatures,
-        "deferred": values.get("deferred", "").split(),
+        "deferred": [row[1].split()[0] for row in rows if row[0] == "deferred" and row[1]],
     }
 
 

@@ -81,3 +81,14 @@ def test_versions_are_those_that_the_driver_printed(tmp_path: Path, monkeypatch:
     boot = [Record(1, 0.5, 6, "rocket fdab0000.npu: Rockchip NPU core 0 version: 1179210309")]
     (core,) = facts.read_facts(LocalShell(tmp_path), boot, fast=True, virtual=False)["npu"]["cores"]
     assert (core["number"], core["version"]) == (0, "1179210309")
+
+
+def test_devices_that_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = [
+        "taint|0",
+        "deferred|fdab0000.npu\tplatform: wait for supplier /regulator",
+        "deferred|a41000000.pcie",
+        "end|",
+    ]
+    monkeypatch.setattr(facts, "run_script", lambda *_: lines)
+    assert facts.read_state(LocalShell(tmp_path), fast=True)["deferred"] == ["fdab0000.npu", "a41000000.pcie"]
