@@ -32,8 +32,6 @@ PLACES_SCHEMA = {
         },
     },
 }
-EVERYTHING = ("pytest", "tests/board")
-"""What `farm run` runs when no command is given."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +56,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         verbs.add_parser("sweep", help="release what killed runs of this host left"),
     ):
         _add_coordinator(sub)
-    run = verbs.add_parser("run", help="wait for a place, run what stands after -- on it, give it back")
+    text = "wait for a place, run what stands after -- on it (default: the board suite with its report), give it back"
+    run = verbs.add_parser("run", help=text, description=text)
     _add_coordinator(run)
     _configure_run(run)
 
@@ -119,7 +118,7 @@ def _up(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         farm = server.start()
     try:
         out.say(f"coordinator at {farm.coordinator}, places {', '.join(farm.places)}; logs: {farm.results}")
-        out.say("run something: npulab farm run --tag board=virt -- pytest tests/board")
+        out.say("run something: npulab farm run --tag board=virt")
         if args.detach:
             server.detach()
             out.say("end it: npulab farm down")
@@ -218,8 +217,9 @@ def _run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
 
         return kernelci.run(args, address, out)
     filters = wanted(args)
-    command = args.rest or list(EVERYTHING)
-    check_command(command)
+    command = list(args.rest)
+    if command:
+        check_command(command)
     if args.env is not None:
         from lab.labgrid.envcheck import check
 
@@ -234,7 +234,7 @@ def _run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         priority=args.priority,
         lost_after=args.lost_after,
         results=args.results,
-        variables=board_variables(args, filters, out) if is_pytest(command) else {},
+        variables=board_variables(args, filters, out) if is_pytest(command) or not command else {},
     )
     record = Runner(job, out).run()
     ok = record.code == 0

@@ -38,7 +38,8 @@ PATIENCE = 2 * GRACE_SECONDS + ORPHAN_SECONDS + RELEASE_SECONDS + 10.0
 
 @dataclass(frozen=True)
 class Job:
-    """What a user asked for. ``command`` runs with the place's labgrid environment; ``filters`` choose the place."""
+    """What a user asked for. ``command`` runs with the place's labgrid environment, none is the board suite with its
+    report; ``filters`` choose the place."""
 
     coordinator: str
     filters: Mapping[str, str]
@@ -289,6 +290,9 @@ class Runner:
     def _completed(self, environment: Path | None) -> tuple[list[str], str]:
         """A pytest command with its reports in the results directory; any other command as it is."""
         command = list(self.job.command)
+        if not command:
+            report = self.results / "report"
+            return self._suite(environment, report), str(report / "junit-board.xml")
         if not is_pytest(command):
             return command, ""
         if command[0] == "pytest":
@@ -300,6 +304,21 @@ class Runner:
         if environment is not None and "--lg-log" not in command:
             command += ["--lg-log", str(self.results)]
         return command, junit
+
+    def _suite(self, environment: Path | None, report: Path) -> list[str]:
+        """The board suite with its report: what runs when no command is given."""
+        if environment is None:
+            raise KitError(
+                ExitCode.USAGE,
+                f"place {self.record.place} has no tag `board` that the kit has an environment for",
+                "name one with --env FILE, or give a command after --",
+            )
+        words = [sys.executable, "-m", "lab", "test", "board", "--env", str(environment), "--report", str(report)]
+        options = {"--artifacts": "NPULAB_ARTIFACTS", "--dtb": "NPULAB_DTB", "--memory": "NPULAB_MEMORY"}
+        for option, variable in options.items():
+            if variable in self.job.variables:
+                words += [option, self.job.variables[variable]]
+        return words
 
     # the end
     def _close_orders(self) -> None:

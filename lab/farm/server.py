@@ -90,11 +90,18 @@ def _script(name: str) -> str:
 class LocalFarm:
     """``with LocalFarm(boards=2) as farm: ...``; after the block no process is left. `detach` lets it live on."""
 
-    def __init__(self, boards: int, port: int = DEFAULT_PORT, tags: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        boards: int,
+        port: int = DEFAULT_PORT,
+        tags: dict[str, str] | None = None,
+        sweep: float = SWEEP_SECONDS,
+    ) -> None:
         if not 1 <= boards <= MAX_BOARDS:
             raise KitError(ExitCode.USAGE, f"a farm of {boards} boards", f"give 1 to {MAX_BOARDS}")
         self.count = boards
         self.port = port
+        self.sweep = sweep
         self.tags = {"board": "virt", "npu": "rocket", "virtual": "yes", **(tags or {})}
         self.results: Path | None = None
         self.farm: Farm | None = None
@@ -152,7 +159,7 @@ class LocalFarm:
             cwd=directory,
         )
         exporter = [_script("labgrid-exporter"), "-c", address, "--name", EXPORTER, "--hostname", "127.0.0.1"]
-        sweeper = [sys.executable, "-m", "lab.farm.sweeper", address, str(SWEEP_SECONDS)]
+        sweeper = [sys.executable, "-m", "lab.farm.sweeper", address, str(self.sweep)]
         return [
             coordinator,
             Program("exporter", "labgrid's exporter", [*exporter, str(config)], self.results / "exporter.log"),

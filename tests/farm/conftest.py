@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from lab.cli import main
 from lab.farm import state
 from lab.farm.client import Client, Place
 from lab.farm.server import LocalFarm
@@ -32,6 +33,7 @@ class RunningFarm:
     coordinator: str
     server: LocalFarm
     results: Path
+    capture: pytest.CaptureFixture[str] | None = None
 
     def places(self) -> dict[str, Place]:
         client = Client(self.coordinator)
@@ -60,15 +62,13 @@ class RunningFarm:
             text=True,
         )
 
-    def run(self, *words: str, timeout: float = 60.0) -> tuple[int, str]:
-        """Exit code and output of ``npulab farm run``."""
-        job = self.start(*words)
-        try:
-            text, _ = job.communicate(timeout=timeout)
-        finally:
-            job.kill()
-            job.wait()
-        return job.returncode, text
+    def run(self, *words: str) -> tuple[int, str]:
+        """Exit code and output of ``npulab farm run`` in this process."""
+        assert self.capture is not None
+        self.capture.readouterr()
+        code = main(["farm", "run", "--coordinator", self.coordinator, *words])
+        told = self.capture.readouterr()
+        return code, told.out + told.err
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60.0) -> None:
@@ -102,7 +102,7 @@ def make_farm(mark: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[C
         patch.setenv("NPULAB_FARM", str(root / "state"))
         patch.setenv("NPULAB_RESULTS", str(root / "results"))
         patch.delenv("LG_COORDINATOR", raising=False)
-        server = LocalFarm(boards, port=0)
+        server = LocalFarm(boards, port=0, sweep=2.0)
         made.append(server)
         return RunningFarm(server.start().coordinator, server, root / "results")
 
@@ -121,6 +121,13 @@ def farm(make_farm: Callable[[int], RunningFarm]) -> Iterator[RunningFarm]:
     assert running.reservations() == 0
     assert list((state.root() / "leases").iterdir()) == []
     running.server.stop()
+
+
+@pytest.fixture(autouse=True)
+def _captured(request: pytest.FixtureRequest, capfd: pytest.CaptureFixture[str]) -> None:
+    """What jobs print in this process, for `RunningFarm.run`."""
+    if "farm" in request.fixturenames:
+        request.getfixturevalue("farm").capture = capfd
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from conftest import RunningFarm, wait_for, wait_until_gone
 from lab.cli import main
 from lab.farm import state
 from lab.farm.client import Client
+from lab.farm.junit import infrastructure_trouble
 
 SLEEP = ("sh", "-c", "echo begun; sleep 300")
 
@@ -119,7 +120,7 @@ def test_kill_9_while_waiting(farm: RunningFarm, nothing_left: str) -> None:
 def test_a_command_that_ignores_being_ended_leaves_nothing(farm: RunningFarm, nothing_left: str) -> None:
     """Sessions of their own, ignored signals: the place comes back after all of it is gone."""
     stubborn = "trap '' INT TERM; setsid sh -c 'trap \"\" INT TERM HUP; sleep 301' & echo begun; exit 0"
-    code, text = farm.run("--place", "virt-1", "--", "sh", "-c", stubborn, timeout=60)
+    code, text = farm.run("--place", "virt-1", "--", "sh", "-c", stubborn)
     assert code == 0, text
     assert wait_until_gone(nothing_left, 1.0) == []
 
@@ -191,21 +192,32 @@ def test_full_disk_is_told_and_the_place_comes_back(farm: RunningFarm, nothing_l
     assert farm.acquired() == []
 
 
+def test_tests_that_could_not_run_are_infrastructure(farm: RunningFarm, nothing_left: str, tmp_path: Path) -> None:
+    path = tmp_path / "test_small.py"
+    path.write_text("def test_it(no_such_fixture): pass")
+    options = ("--rootdir", str(tmp_path), "-p", "no:cacheprovider")
+    code, text = farm.run("--tag", "npu=rocket", "--", "pytest", *options, str(path))
+    assert code == 8 and "1 of 1 tests could not be run" in text and "no_such_fixture" in text, text
+
+
 @pytest.mark.parametrize(
-    ("body", "code", "words"),
+    ("code", "tests", "is_pytest", "words"),
     [
-        ("def test_it(): assert 1 == 2", 1, "ended with 1"),
-        ("def test_it(no_such_fixture): pass", 8, "could not be run"),
+        (0, {"tests": 3, "failures": 0, "errors": 0}, True, ""),
+        (1, {"tests": 3, "failures": 1, "errors": 0}, True, ""),
+        (1, {"tests": 3, "failures": 1, "errors": 2}, True, ""),
+        (1, {"tests": 3, "failures": 0, "errors": 2}, True, "2 of 3 tests could not be run"),
+        (4, {}, True, "without a verdict"),
+        (2, {"tests": 1, "errors": 1}, True, "without a verdict"),
+        (-9, {}, True, "without a verdict"),
+        (1, {}, True, "left no report"),
+        (1, {}, False, ""),
+        (8, {}, False, "its infrastructure failed"),
     ],
 )
-def test_infrastructure_is_told_from_product(
-    farm: RunningFarm, nothing_left: str, tmp_path: Path, body: str, code: int, words: str
-) -> None:
-    path = tmp_path / "test_small.py"
-    path.write_text(body)
-    options = ("--rootdir", str(tmp_path), "-p", "no:cacheprovider")
-    ended, text = farm.run("--tag", "npu=rocket", "--", "pytest", *options, str(path))
-    assert ended == code and words in text, text
+def test_infrastructure_is_told_from_product(code: int, tests: dict[str, int], is_pytest: bool, words: str) -> None:
+    why = infrastructure_trouble(code, tests, is_pytest=is_pytest)
+    assert (words in why) if words else why == ""
 
 
 def test_environment_with_a_typo_takes_no_place(farm: RunningFarm, nothing_left: str, tmp_path: Path) -> None:

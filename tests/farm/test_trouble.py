@@ -98,7 +98,7 @@ def test_exporter_lost_while_a_job_runs(make_farm: MakeFarm, nothing_left: str, 
     assert code == 8 and "stage run" in text
     assert "place desk was lost: the exporter of desk/desk/NetworkService/NetworkService is away" in text
     assert farm.acquired() == []
-    code, text = farm.run("--place", "desk", "--", "true")
+    code, text = finish(farm.start("--place", "desk", "--", "true"))
     assert code == 8 and "its exporter is not there" in text
     farm.server.stop()
 
