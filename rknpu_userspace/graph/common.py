@@ -50,13 +50,18 @@ def relu_of(node: Node, requant: Requant | None) -> tuple[bool, int | None]:
         raise ValueError(
             f"a result clamped to {low}..{high}: the NPU clamps at zero ({node.output.zero_point}) and above"
         )
-    return True, None if high == INT8_MAX else bound_of(requant, high)
+    bound = None if high == INT8_MAX else bound_of(requant, high)
+    if bound is not None and round(bound * requant.multiplier) + requant.offset != high:
+        raise ValueError(f"a result clamped to {high}, which no sum becomes: its scale is {requant.multiplier:g}")
+    return True, bound
 
 
 def bound_of(requant: Requant, high: int) -> int | None:
     """The greatest int32 that becomes ``high`` at most, None if all do."""
     factor = requant.multiplier
     value = int((high - requant.offset + 0.5) / factor)
+    if value > _INT32_MAX:
+        return None
     while round(value * factor) + requant.offset > high:
         value -= 1
     while round((value + 1) * factor) + requant.offset <= high:

@@ -8,9 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from graph_networks import Builder, mobilenet_v1
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rknpu_userspace.device import Device
 from rknpu_userspace.graph import Graph, GraphProgram, reference
+from rknpu_userspace.graph.common import bound_of
+from rknpu_userspace.quant import derive, requantize
 
 
 def run(npu: Device, net: Builder, units: str = "npu") -> GraphProgram:
@@ -277,3 +281,15 @@ def test_closed_and_empty(npu: Device) -> None:
     program.close()
     with pytest.raises(Exception, match="closed"):
         program(np.zeros((1, 8, 8, 16), np.int8))
+
+
+@given(st.floats(1e-14, 1.0), st.integers(-128, 126), st.data())
+def test_bounds(multiplier: float, zero_point: int, data: st.DataObject) -> None:
+    """Clamping before the requantisation is clamping after it, for every scale up to 1."""
+    requant = derive(multiplier, zero_point)
+    high = data.draw(st.integers(zero_point, 126))
+    bound = bound_of(requant, high)
+    near = [0, 1, (1 << 31) - 1, *([] if bound is None else [bound - 1, bound, bound + 1])]
+    sums = np.clip(np.array(near, np.int64), 0, (1 << 31) - 1)
+    clamped = sums if bound is None else np.minimum(sums, bound)
+    assert np.array_equal(requantize(clamped, requant), np.minimum(requantize(sums, requant), high))
