@@ -30,7 +30,7 @@ from lab.output import Output
 from lab.virt.results import new_results_dir
 
 SUITES = {
-    "boot": ("tests/board/test_npu_probe.py", "-k", "kernel_is_not_tainted"),
+    "boot": ("tests/board/test_boot.py",),
     "npu": ("tests/board",),
     "npu-probe": ("tests/board/test_npu_probe.py",),
     "npu-ops": ("tests/board/test_npu_ops.py",),

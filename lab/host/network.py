@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -47,7 +48,10 @@ def _listeners(port: int, proc: Path) -> set[str]:
 def coordinator(proc: Path = Path("/proc")) -> list[Check]:
     """The coordinator that jobs would use, and whether one on this host is open to everybody."""
     checks = []
-    address = os.environ.get(state.ADDRESS_VARIABLE) or getattr(state.local_farm(), "coordinator", "")
+    address = os.environ.get(state.ADDRESS_VARIABLE, "")
+    # without a place for its state (see `leases`) there is no farm of ours
+    with contextlib.suppress(KitError):
+        address = address or getattr(state.local_farm(), "coordinator", "")
     if not address:
         checks.append(Check("coordinator", True, "none: npulab farm up starts one", needed=False))
     else:
@@ -74,6 +78,10 @@ def _reachable(address: str) -> Check:
 
 def leases() -> Check:
     """Leases of killed runs on this host."""
-    stale = [path for path in (state.root() / "leases").glob("*.json") if not state.held(path)]
+    try:
+        folder = state.root() / "leases"
+    except KitError as error:
+        return Check("leases", False, error.message, "set NPULAB_FARM to a directory of yours", needed=False)
+    stale = [path for path in folder.glob("*.json") if not state.held(path)]
     found = f"{len(stale)} left by killed runs" if stale else "none left by killed runs"
     return Check("leases", not stale, found, "npulab farm sweep" if stale else "", needed=False)

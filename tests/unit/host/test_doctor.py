@@ -187,6 +187,15 @@ def test_leases_of_killed_runs(farm_state: Path) -> None:
         assert network.leases().ok
 
 
+def test_a_home_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NPULAB_FARM", str(tmp_path / "file" / "farm"))
+    monkeypatch.delenv("LG_COORDINATOR", raising=False)
+    check = network.leases()
+    assert not check.ok and not check.needed and "NPULAB_FARM" in check.todo
+    assert only(network.coordinator(tmp_path)).ok
+
+
 def test_the_report_fails_for_what_is_needed_only(
     farm_state: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
