@@ -270,22 +270,24 @@ class Session:
         trouble = infrastructure(error, silent=bool(attempt.silent))
         if hang(error) and not attempt.silent:
             trouble = attempt.log is None
-        detail = report.longreprtext
+        detail, message = report.longreprtext, _first_line(error)
         if panic:
             trouble = False
+            message = f"the board's kernel died: {panic.splitlines()[0]}"
             detail = f"the board's kernel died:\n{panic}\n\n{detail}"
         elif attempt.silent:
-            detail = f"the board does not answer: {attempt.silent}\n\n{detail}"
+            message = f"the board does not answer: {attempt.silent}"
+            detail = f"{message}\n\n{detail}"
         if detail != report.longreprtext:
             report.sections.append(("the board", detail.split("\n\n")[0]))
         outcome = "error" if trouble else "failed"
         if outcome == "failed" and _expects_failure(attempt) and attempt.outcome == "passed":
             assert attempt.expectation is not None
             report.outcome, report.wasxfail = "skipped", attempt.expectation.reason
-            attempt.outcome, attempt.phase, attempt.message = "xfailed", report.when or "", _first_line(error)
+            attempt.outcome, attempt.phase, attempt.message = "xfailed", report.when or "", message
             attempt.detail = shorten(detail)
             return
-        self._note(attempt, report, outcome, _first_line(error), detail)
+        self._note(attempt, report, outcome, message, detail)
 
     def _note(self, attempt: Attempt, report: pytest.TestReport, outcome: str, message: str, detail: str = "") -> None:
         report.infrastructure = outcome == "error"  # type: ignore[attr-defined]

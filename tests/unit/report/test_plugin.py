@@ -336,7 +336,7 @@ def test_a_silent_board_is_brought_back(tmp_path: Path) -> None:
     assert code == 1, text
     found = outcomes(tmp_path)
     assert [line["outcome"] for line in found.values()] == ["failed", "passed", "error", *["passed"] * 6], text
-    assert "Kernel panic - not syncing" in found["test_panics"]["detail"]
+    assert "the board's kernel died: [    9.0] Kernel panic - not syncing" in found["test_panics"]["message"]
     trouble = [line["message"] for line in lines(tmp_path) if line["kind"] == "trouble"]
     assert len(trouble) == 2
     assert "test_panics and was switched off and on" in trouble[0]
