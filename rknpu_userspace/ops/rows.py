@@ -235,8 +235,8 @@ class RowOperation:
             raise ValueError("softmax takes no gamma or beta")
         if kind == "rms_norm" and beta is not None:
             raise ValueError("rms_norm takes no beta")
-        if checks.positive("epsilon", epsilon) >= 1:
-            raise ValueError(f"epsilon must be less than 1, not {epsilon}")
+        if not math.isfinite(epsilon) or not 0 < epsilon < 1:
+            raise ValueError(f"epsilon must be between 0 and 1, not {epsilon}")
         self.epsilon = epsilon
         self.gamma, self.beta = self._vector("gamma", gamma), self._vector("beta", beta)
 
