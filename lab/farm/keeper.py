@@ -79,6 +79,12 @@ def emit(event: str, **values: Any) -> None:
         os.write(1, (json.dumps({"event": event, **values}) + "\n").encode())
 
 
+def note(text: str) -> None:
+    """A line with the time for the keeper's own log, whoever still reads the events."""
+    with contextlib.suppress(OSError):
+        print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
 class Orders:
     """What comes from the runner."""
 
@@ -154,8 +160,9 @@ class Keeper:
                 self._check_place(place)
             self._command(Command(**order["run"]), place)
         except Stopped:
-            pass
+            note("stopped")
         except KitError as error:
+            note(error.message)
             emit("error", code=int(error.code), message=error.message, hint=error.hint)
 
     # getting the place
@@ -288,11 +295,13 @@ class Keeper:
                     next_check = time.monotonic() + CHECK_SECONDS
                 self.orders.wait(0.1)
         except KitError as error:
+            note(error.message)
             emit("lost", message=error.message, hint=error.hint)
         finally:
             _end(process)
             os.close(command.output)
             killed = processes.end_descendants(ORPHAN_SECONDS, before)
+            note(f"the command ended with {process.returncode}, {killed} processes of it were killed")
             emit("exit", code=process.returncode, killed=killed)
 
     # giving it back
@@ -309,6 +318,7 @@ class Keeper:
                 time.sleep(1.0)
                 continue
             self.path.unlink(missing_ok=True)
+            note(f"released {', '.join(places) or 'no place'}")
             emit("released", places=places)
             return
         self.path.unlink(missing_ok=True)
@@ -320,6 +330,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
         if process.poll() is not None:
             break
+        note(f"{number.name} to the command")
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
