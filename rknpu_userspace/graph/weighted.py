@@ -13,7 +13,7 @@ import numpy.typing as npt
 from rknpu_userspace.ops import arguments, pool, reference
 from rknpu_userspace.ops.conv2d import Conv2d
 from rknpu_userspace.ops.convolution import effective_bias
-from rknpu_userspace.ops.pool import average_pool_inside
+from rknpu_userspace.ops.pool import average_pool, average_pool_inside
 from rknpu_userspace.ops.steps import ConvStep, Cube, Step
 from rknpu_userspace.ops.transposed import ConvTranspose2d
 from rknpu_userspace.plan import make_plan
@@ -169,37 +169,49 @@ class AveragePool(OneConvolution):
     def __init__(self, node: Node) -> None:
         self._node = node
         x = single(node)
-        attributes = node.attributes
-        options: dict[str, Any] = {"stride": attributes["stride"], "padding": attributes["padding"]}
+        kernel = node.attributes["kernel"]
+        options: dict[str, Any] = {"stride": node.attributes["stride"]}
         if x.dtype == "int8":
             options |= {"scale": x.scale / node.output.scale, "x_zero_point": x.zero_point}
             options["out_zero_point"] = node.output.zero_point
-        self._whole = average_pool_inside(x.dtype, x.shape, attributes["kernel"], **options)
-        for piece in self._whole.pieces:
+        padding = node.attributes["padding"]
+        self._borders = (
+            average_pool_inside(x.dtype, x.shape, kernel, padding=padding, **options) if any(padding) else None
+        )
+        if self._borders is None:
+            self.operation = average_pool(x.dtype, x.shape, kernel, **options)
+            self._end()
+            return
+        for piece in self._borders.pieces:
             self.operation = piece.operation
             self._end()
 
     def steps(self, reads: Sequence[Cube], target: Cube) -> list[Step]:
         """See Lowering."""
-        if len(self._whole.pieces) == 1:
-            return super().steps(reads, target)
-        return self._whole.steps(reads[0], target)
+        return super().steps(reads, target) if self._borders is None else self._borders.steps(reads[0], target)
 
     def reference(self, *inputs: Array) -> Array:
         """See Lowering."""
-        out = np.empty(self._whole.out_shape, arguments.dtype_of(self.operation.out))
-        for piece in self._whole.pieces:
-            operation = piece.operation
-            out[:, piece.target[0], piece.target[1]] = reference.conv2d(
-                inputs[0][:, piece.source[0], piece.source[1]],
-                operation.weights,
-                stride=operation.stride,
-                groups=operation.groups,
-                x_zero_point=operation.x_zero_point,
-                requant=operation.post.requant,
-                out_dtype=operation.out,
-            )
+        if self._borders is None:
+            return clamped(self._node, _mean(self.operation, inputs[0]))
+        out = np.empty(self._borders.out_shape, inputs[0].dtype)
+        for piece in self._borders.pieces:
+            part = inputs[0][:, piece.source[0], piece.source[1]]
+            out[:, piece.target[0], piece.target[1]] = _mean(piece.operation, part)
         return clamped(self._node, out)
+
+
+def _mean(operation: Conv2d, x: Array) -> Array:
+    """What a depthwise convolution with ones computes."""
+    return reference.conv2d(
+        x,
+        operation.weights,
+        stride=operation.stride,
+        groups=operation.groups,
+        x_zero_point=operation.x_zero_point,
+        requant=operation.post.requant,
+        out_dtype=operation.out,
+    )
 
 
 class MaxPool:

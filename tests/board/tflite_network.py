@@ -137,7 +137,8 @@ class Network:
             values = self.value(trial).astype(int)
             del self.operators[kept:]
             low = 0 if self.kind == UINT8 else -128
-            clipped = np.mean((values <= low) | (values >= low + 255))
+            # a zero point at the lower end means that a ReLU ends there, as it should
+            clipped = np.mean(values >= low + 255) + (0.0 if zero == -128 else np.mean(values <= low))
             if values.std() < 25 and clipped < 0.2:
                 scale /= 1.7
             elif clipped > 0.55:

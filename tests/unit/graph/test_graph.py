@@ -163,6 +163,14 @@ def test_pooling_and_flattening(npu: Device) -> None:
     assert program.submissions == 1
 
 
+def test_averages_of_parts(npu: Device) -> None:
+    """Windows that leave columns over, and windows that reach beyond the image, whose padding does not count."""
+    net = Builder((1, 13, 14, 20), 16)
+    for options in ({"stride": 2}, {"stride": 1, "padding": 1}, {"stride": 2, "padding": (0, 1, 1, 0)}):
+        net.graph.output(net.graph.average_pool(net.input, 3, scale=0.015, **options))
+    run(npu, net)
+
+
 def test_host_takes_what_the_npu_can_not(npu: Device) -> None:
     net = Builder((1, 8, 8, 32), 9)
     graph = net.graph
