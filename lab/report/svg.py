@@ -93,30 +93,72 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [float(f"{(first + number) * step:.12g}") for number in range(math.ceil(high / step) - first + 1)]
 
 
-def _areas(width: float, height: float) -> tuple[float, float, float, float]:
-    return 58.0, 16.0, width - 16.0, height - 40.0
+@dataclass(frozen=True)
+class Scale:
+    """An axis: numbers with a mark, and where on it (0 to 1) a value lies."""
+
+    marks: tuple[float, ...]
+    low: float
+    high: float
+    logarithmic: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Place of a value."""
+        low, high = (self._of(end) for end in (self.low, self.high))
+        return (self._of(value) - low) / ((high - low) or 1.0)
+
+    def _of(self, value: float) -> float:
+        return math.log10(value) if self.logarithmic else value
+
+
+DECADES = 20.0
+"""Points of workloads whose values differ by more than this factor are shown on a logarithmic axis."""
+
+
+def logarithmic(values: Sequence[float]) -> Scale:
+    """A scale of positive numbers, from mark to mark: 1, 2 and 5 times powers of ten, or only those."""
+    exponents = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
+    marks = [float(f"{factor}e{exponent}") for exponent in exponents for factor in (1, 2, 5)]
+    first = max(number for number, mark in enumerate(marks) if mark <= min(values))
+    last = min(number for number, mark in enumerate(marks) if mark >= max(values))
+    kept = marks[first : last + 1]
+    few = [mark for mark in kept if f"{mark:e}".startswith("1.0")] if len(kept) > 7 else kept
+    return Scale(tuple(few), kept[0], kept[-1], logarithmic=True)
+
+
+def _wide(values: Sequence[float]) -> bool:
+    return min(values) > 1e-100 and max(values) > DECADES * min(values)
+
+
+def _scales(series: Sequence[Series], ideals: Sequence[tuple[float, float]]) -> tuple[Scale, Scale]:
+    """Axes for some lines: from zero upwards, marks below where there are points."""
+    points = [point for line in series for point in line.points] + list(ideals)
+    xs, ys = sorted({x for x, _ in points}), [y for _, y in points]
+    named = any(line.names for line in series)
+    shown = xs if len(xs) <= 10 else [xs[0], xs[len(xs) // 2], xs[-1]]
+    across = logarithmic(xs) if named and _wide(xs) else Scale(tuple(shown), xs[0], xs[-1])
+    if named and _wide(ys):
+        return across, logarithmic(ys)
+    marks = ticks(min(0.0, *ys), max(0.0, *ys) or 1.0)
+    return across, Scale(tuple(marks), marks[0], marks[-1])
 
 
 def chart(
     title: str, x_name: str, unit: str, series: Sequence[Series], *, ideal: bool = False, width: float = 440
 ) -> Markup:
-    """Lines over a numeric label, from zero. ``ideal`` adds the line of proportional growth from the first point."""
+    """Lines over a numeric label. ``ideal`` adds the line of proportional growth from the first point."""
     height = 250.0
-    left, top, right, bottom = _areas(width, height)
-    xs = [x for line in series for x, _ in line.points]
-    ys = [y for line in series for _, y in line.points]
+    left, top, right, bottom = 58.0, 16.0, width - 16.0, height - 40.0
     ideals: tuple[tuple[float, float], ...] = ()
     if ideal and series and series[0].points and series[0].points[0][0] > 0:
         x0, y0 = series[0].points[0]
         ideals = tuple((x, y0 * x / x0) for x, _ in series[0].points)
-    y_ticks = ticks(min(0.0, *ys), max(ys + [y for _, y in ideals] + [0.0]) or 1.0)
-    x_low, x_high = min(xs), max(xs)
-    span_x, span_y = (x_high - x_low) or 1.0, (y_ticks[-1] - y_ticks[0]) or 1.0
+    across, up = _scales(series, ideals)
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return left + (x - x_low) / span_x * (right - left), bottom - (y - y_ticks[0]) / span_y * (bottom - top)
+        return left + across(x) * (right - left), bottom - up(y) * (bottom - top)
 
-    parts = list(_grid(y_ticks, sorted(set(xs)), at, (left, right, bottom)))
+    parts = list(_grid(across, up, at, (left, right, bottom)))
     if ideals:
         parts.append(_line(ideals, at, "ideal"))
     for number, line in enumerate(series):
@@ -136,19 +178,15 @@ def chart(
     return start + Markup("").join(parts) + Markup("</svg>")
 
 
-def _grid(
-    y_ticks: Sequence[float], xs: Sequence[float], at: Any, edges: tuple[float, float, float]
-) -> Iterator[Markup]:
+def _grid(across: Scale, up: Scale, at: Any, edges: tuple[float, float, float]) -> Iterator[Markup]:
     left, right, bottom = edges
-    for value in y_ticks:
-        _, y = at(xs[0], value)
-        yield Markup('<line x1="{}" x2="{}" y1="{}" y2="{}" class="grid"/>').format(
-            left, right, round(y, 1), round(y, 1)
-        )
+    for value in up.marks:
+        _, y = at(across.low, value)
+        place = round(y, 1)
+        yield Markup('<line x1="{}" x2="{}" y1="{}" y2="{}" class="grid"/>').format(left, right, place, place)
         yield _text(left - 6, y + 4, f"{value:g}", "small", "end")
-    shown = xs if len(xs) <= 10 else [xs[0], xs[len(xs) // 2], xs[-1]]
-    for x in shown:
-        yield _text(at(x, y_ticks[0])[0], bottom + 16, f"{x:g}", "small", "middle")
+    for value in across.marks:
+        yield _text(at(value, up.low)[0], bottom + 16, f"{value:g}", "small", "middle")
 
 
 def _line(points: Sequence[tuple[float, float]], at: Any, style: str) -> Markup:

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.report import page
-from lab.report.svg import Series, chart, ticks
+from lab.report.svg import Series, chart, logarithmic, ticks
 
 NAMES = ("chromium", "chromium-browser", "chrome-headless-shell")
 FOUND = [Path(path) for name in NAMES if (path := shutil.which(name))]
@@ -141,11 +141,27 @@ def test_ticks_cover_the_range(low: float, span: float) -> None:
 
 def test_charts_of_odd_data_stay_in_their_frame() -> None:
     for points in (((1.0, 0.0),), ((1.0, 5.0), (1.0001, 5.0)), ((1.0, -3.0), (2.0, 4.0)), ((0.0, 1e12), (9.0, 1e-12))):
-        text = chart("x", "cores", "x", [Series("", points)], ideal=True)
-        width, height = (float(word) for word in re.findall(r"viewBox=\"0 0 (\S+) (\S+)\"", text)[0])
-        for x, y in re.findall(r"cx=\"(\S+)\" cy=\"(\S+)\"", text):
-            assert 0 <= float(x) <= width
-            assert 0 <= float(y) <= height
+        _stays_inside(chart("x", "cores", "x", [Series("", points)], ideal=True))
+
+
+@given(st.lists(st.tuples(st.floats(1e-6, 1e9), st.floats(1e-6, 1e9)), min_size=1, max_size=8))
+def test_points_of_workloads_stay_in_their_frame(points: list[tuple[float, float]]) -> None:
+    names = tuple(f"w{number}" for number in range(len(points)))
+    _stays_inside(chart("x", "operations_per_byte", "GOP/s", [Series("", tuple(sorted(points)), names)]))
+
+
+@given(st.lists(st.floats(1e-9, 1e9), min_size=1, max_size=8))
+def test_a_logarithmic_scale_has_marks_and_holds_all(values: list[float]) -> None:
+    scale = logarithmic(values)
+    assert 1 <= len(scale.marks) < 25
+    assert all(-1e-9 <= scale(value) <= 1 + 1e-9 for value in (*values, *scale.marks))
+
+
+def _stays_inside(text: str) -> None:
+    width, height = (float(word) for word in re.findall(r"viewBox=\"0 0 (\S+) (\S+)\"", text)[0])
+    for x, y in re.findall(r"cx=\"(\S+)\" cy=\"(\S+)\"", text):
+        assert 0 <= float(x) <= width
+        assert 0 <= float(y) <= height
 
 
 def _chromium(*options: str, place: Path) -> subprocess.CompletedProcess[str]:
