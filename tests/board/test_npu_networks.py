@@ -51,7 +51,7 @@ def test_mobilenet_v1(board: Board, tmp_path: Path, record_property: Callable[[s
     net = mobilenet_v1(SEED)
     wanted = net.value(net.graph.outputs[0])
     assert len(np.unique(wanted)) > 100, "the scores say nothing"
-    document = run_on(board, net, tmp_path, "--repeat 3")
+    document = run_on(board, net, tmp_path, "--repeat 2")
     for key in ("jobs", "tasks", "macs", "dma_bytes", "npu_seconds", "seconds", "compile_seconds"):
         record_property(key, document[key])
     assert {layer["unit"] for layer in document["layers"]} == {"npu"}
