@@ -9,6 +9,7 @@ Every result is compared with numpy's. Processes are forked after the imports, w
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import statistics
 import sys
@@ -27,6 +28,8 @@ from rknpu_userspace.ops.matmul import Matmul
 SMALL = (48, 96, 64)
 """Rows, inner size, columns of a job that takes the NPU 30 microseconds: the driver's path is what is tested."""
 WINDOWS = 10
+START_SECONDS = 120.0
+"""How long processes wait for one that does not come to its first job."""
 
 
 def operands(shape: tuple[int, int, int], seed: int) -> tuple[Any, Any, Any]:
@@ -81,25 +84,23 @@ def forked(count: int, work: Callable[[int], Any]) -> list[Any]:
 
 
 def jobs(number: int, go_on: Callable[[int], bool]) -> dict[str, Any]:
-    """Run jobs of an own matrix until ``go_on(done)`` says no; how many, how many wrong, when each was done."""
+    """Run jobs of an own matrix until ``go_on(done)``, asked before each, says no; how many, and how many wrong."""
     a, b, wanted = operands(SMALL, number)
     out = np.empty(wanted.shape, np.int32)
     done = wrong = 0
-    stamps = []
     with rknpu_userspace.open(NODE) as device, device.compile(Matmul(b, SMALL[0])) as program:
         while go_on(done):
             out.fill(-1)
             program(a, out=out)
             wrong += not np.array_equal(out, wanted)
             done += 1
-            stamps.append(time.monotonic())
-    return {"done": done, "wrong": wrong, "stamps": stamps}
+    return {"done": done, "wrong": wrong}
 
 
 def processes(count: int, each: int) -> dict[str, Any]:
     """``count`` processes, ``each`` jobs in every one, all at the same time."""
     before, started = interrupts(), time.monotonic()
-    answers = forked(count, lambda number: {**jobs(number, lambda done: done < each), "stamps": []})
+    answers = forked(count, lambda number: jobs(number, lambda done: done < each))
     return {
         "done": [answer and answer["done"] for answer in answers],
         "wrong": [answer and answer["wrong"] for answer in answers],
@@ -171,24 +172,37 @@ def soak(seconds: float, count: int) -> dict[str, Any]:
 
     # the first processes leave caches behind that stay
     forked(count, lambda number: jobs(number, lambda done: done < 5)["done"])
-    memory, begin = available(), time.monotonic() + 1.0
-    end = begin + seconds
+    memory, started = available(), time.monotonic()
+    ready = mmap.mmap(-1, count)
 
     def work(number: int) -> dict[str, Any]:
-        answer = jobs(number, lambda done: time.monotonic() < end)
-        edges = np.linspace(begin, end, WINDOWS + 1)
-        counts, _ = np.histogram(answer.pop("stamps"), edges)
-        return {**answer, "counts": counts.tolist()}
+        counts = [0] * WINDOWS
+        begin = 0.0
+
+        def go_on(done: int) -> bool:
+            nonlocal begin
+            ready[number] = int(done > 0)
+            if not begin:
+                # jobs count from when every process has them
+                begin = time.monotonic() if all(ready[:]) else 0.0
+                return time.monotonic() < started + START_SECONDS
+            window = int((time.monotonic() - begin) / seconds * WINDOWS)
+            if window < WINDOWS:
+                counts[window] += 1
+            return window < WINDOWS
+
+        return {**jobs(number, go_on), "counts": counts}
 
     answers = forked(count, work)
     alive = [answer for answer in answers if answer]
-    rates = np.sum([answer["counts"] for answer in alive], axis=0) / (seconds / WINDOWS) if alive else np.zeros(1)
+    totals = np.sum([answer["counts"] for answer in alive], axis=0) if alive else np.zeros(WINDOWS)
+    rates = [round(float(total) * WINDOWS / seconds, 1) for total in totals]
     return {
         "died": count - len(alive),
         "done": sum(answer["done"] for answer in alive),
         "wrong": sum(answer["wrong"] for answer in alive),
-        "rates": rates.round(1).tolist(),
-        "median": statistics.median(rates.tolist()),
+        "rates": rates,
+        "median": statistics.median(rates),
         "lost_kib": memory - available(),
     }
 
