@@ -19,7 +19,8 @@ from lab.farm import state
 from lab.farm.client import Client
 from lab.farm.junit import infrastructure_trouble
 
-SLEEP = ("sh", "-c", "echo begun; sleep 300")
+# not a shell: dash loses a SIGINT that comes between its echo and its exec
+SLEEP = (sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(300)")
 
 
 def keeper_of(farm: RunningFarm, place: str) -> int:
