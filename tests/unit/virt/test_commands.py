@@ -109,13 +109,6 @@ def test_soak_of_no_boots(boots: str) -> None:
     assert main(["virt", "soak", f"--boots={boots}"]) == ExitCode.USAGE
 
 
-def test_junit_counts(tmp_path: Path) -> None:
-    path = tmp_path / "junit.xml"
-    path.write_text('<testsuites><testsuite name="a" tests="5" failures="1" errors="1" skipped="2"/></testsuites>')
-    assert suites._counts(path) == (5, 2, 2)
-    assert suites._counts(tmp_path / "none.xml") == (0, 0, 0)
-
-
 def test_which_suites() -> None:
     assert suites._chosen([]) == list(suites.SUITES)
     assert suites._chosen(["board", "unit"]) == ["unit", "board"]
