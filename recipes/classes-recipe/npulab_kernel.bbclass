@@ -17,6 +17,7 @@ NPULAB_KERNEL_DEBUG ?= "0"
 NPULAB_KERNEL_BASE ?= "${@'.'.join(d.getVar('LINUX_VERSION').split('.')[:2])}"
 NPULAB_FRAGMENTS = "npu.cfg virt.cfg board.cfg rocket-${NPULAB_ROCKET}.cfg"
 NPULAB_FRAGMENTS .= "${@' debug.cfg' if bb.utils.to_boolean(d.getVar('NPULAB_KERNEL_DEBUG')) else ''}"
+NPULAB_FRAGMENTS .= "${@npulab_own_fragment(d)}"
 NPULAB_PATCHES = "${@npulab_patches(d)}"
 NPULAB_TREES = "${@npulab_trees(d)}"
 # from the kernel's own defaults, so that workarounds of errata stay what it wants
@@ -36,6 +37,13 @@ COMPATIBLE_MACHINE = "^npulab$"
 
 def npulab_uris(d, variable):
     return " ".join("file://" + name for name in d.getVar(variable).split())
+
+def npulab_own_fragment(d):
+    """What a kernel of this series alone needs, where there is such a file."""
+    import os
+    name = "linux-%s.cfg" % d.getVar("NPULAB_KERNEL_BASE")
+    folder = os.path.join(d.getVar("NPULAB_REPOSITORY"), "recipes/recipes-kernel/linux/files")
+    return " " + name if os.path.exists(os.path.join(folder, name)) else ""
 
 def npulab_patches(d):
     """The base's patches that concern this version (boards, and fixes if they are wanted), below kernel-patches/."""

@@ -65,6 +65,7 @@ def test_kernel_takes_the_patches_that_the_other_build_path_takes(version: str, 
 def test_kernel_takes_the_fragments_of_its_options() -> None:
     name = "recipes-kernel/linux/linux-rocket_7.3.bb"
     assert {"npu.cfg", "virt.cfg", "board.cfg", "rocket-module.cfg"} <= set(parsed("orangepi-5")[name]["files"])
+    assert "linux-6.18.cfg" in parsed("orangepi-5")["recipes-kernel/linux/linux-rocket_6.18.bb"]["files"]
     debug = parsed("orangepi-5", NPULAB_ROCKET="builtin", NPULAB_KERNEL_DEBUG="1")[name]["files"]
     assert "debug.cfg" in debug
     assert "rocket-builtin.cfg" in debug
