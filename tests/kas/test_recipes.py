@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -116,3 +117,11 @@ def test_lint(programs: Path) -> None:
     lines = [line for line in (answer.stdout + answer.stderr).splitlines() if ":error:" in line or ":warning:" in line]
     found = [line for line in lines if not any(f":{rule}" in line for rule in LINT_EXCEPTIONS)]
     assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((REPOSITORY / "kernel-patches").glob("*/*.patch")), ids=lambda path: path.name[:4]
+)
+def test_upstream_status_is_as_the_kernel_recipe_s_checks_want_it(path: Path) -> None:
+    kinds = "Pending|Submitted|Denied|Inappropriate|Backport|Inactive-Upstream"
+    assert re.search(rf"^Upstream-Status: ({kinds})( .+)?$", path.read_text(), re.MULTILINE)
