@@ -191,8 +191,18 @@ def _channel_chunks(problem: Problem, count: int) -> tuple[Chunk, ...] | None:
     step = ceil_div(groups, count) * unit
     if ceil_div(problem.channels, step) != count:
         return None
+    return _chunks_of(problem, step)
+
+
+def _chunks_of(problem: Problem, step: int) -> tuple[Chunk, ...]:
     taps = (0, problem.kernel_height, 0, problem.kernel_width)
     return tuple(Chunk(a, b, *taps) for a, b in _pieces(0, problem.channels, step))
+
+
+def _largest_chunks(problem: Problem) -> tuple[Chunk, ...]:
+    """As many channels to a piece as one task sums up, for sums that no even cut of the list fits."""
+    unit = max(problem.input.channel_group, problem.input.atom_channels)
+    return _chunks_of(problem, limits.MAX_CHANNELS_PER_TASK[problem.form] // unit * unit)
 
 
 def _tap_chunks(problem: Problem) -> Iterator[tuple[Chunk, ...]]:
@@ -266,6 +276,10 @@ def make_plan(problem: Problem, images: int = 1, whole_sums: bool = False) -> Pl
             break
     if best is None and whole_sums:
         raise ValueError(f"this layer needs partial sums, which a chain of layers can not add up: {problem}")
+    if best is None and not problem.depthwise:
+        chunks = _largest_chunks(problem)
+        cuts = _best(problem, chunks, images)
+        best = None if cuts is None else (0, chunks, cuts)
     if best is None:
         best = _by_taps(problem, images)
     return _plan(problem, images, best[1], best[2])

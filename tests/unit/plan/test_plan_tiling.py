@@ -209,3 +209,13 @@ def test_whole_sums() -> None:
     assert not make_plan(replace(problem, channels=4096), 1, whole_sums=True).partial
     with pytest.raises(ValueError, match="needs partial sums"):
         make_plan(replace(problem, channels=9000), 1, whole_sums=True)
+
+
+def test_long_int4_sums_whose_even_cuts_are_all_too_long() -> None:
+    problem = Problem(
+        form="int4", out="int32", height=1, width=1, channels=20011, out_channels=1, kernel_height=1, kernel_width=1,
+        rows_in=True, rows_out=True,
+    )  # fmt: skip
+    chunks = make_plan(problem).chunks
+    assert max(chunk.c1 - chunk.c0 for chunk in chunks) == 480
+    assert sum(chunk.c1 - chunk.c0 for chunk in chunks) == 20011
