@@ -244,6 +244,7 @@ class GraphProgram(Program):
                 uses.readers[tensor] = uses.readers.get(tensor, 0) + 1
         parts = segments(place(nodes, context is None), graph.inputs)
         self._stages: list[Stage] = []
+        self._closed = False
         try:
             for index, part in enumerate(parts):
                 self._stages.append(_stage(context, part, _wanted(part, parts[index + 1 :], graph.outputs), uses))
@@ -294,7 +295,7 @@ class GraphProgram(Program):
         return self._results(values)
 
     def _open(self) -> list[Stage]:
-        if not self._stages:
+        if self._closed:
             raise DeviceError("the program is closed")
         return self._stages
 
@@ -315,6 +316,7 @@ class GraphProgram(Program):
             for stage in self._stages:
                 stage.close()
             self._stages = []
+            self._closed = True
 
 
 def _needed(nodes: Sequence[Node], outputs: Sequence[Tensor]) -> list[Node]:

@@ -63,8 +63,9 @@ def _covered(axis: Axis, step: int) -> int:
     return sum(axis.window(a, b)[1] for a, b in _pieces(*axis.valid, step))
 
 
-def _widest(axis: Axis, step: int) -> int:
-    return max(axis.window(a, b)[1] for a, b in _pieces(*axis.valid, step))
+def _widths(axis: Axis, step: int) -> list[int]:
+    """Input pixels of each piece of ``step`` outputs."""
+    return [axis.window(a, b)[1] for a, b in _pieces(*axis.valid, step)]
 
 
 def _tile_height(axis: Axis, line_entries: int, banks: int, most: int = limits.MAX_LINES) -> int:
@@ -168,11 +169,12 @@ def _spatial(
         if width == last or (problem.packed and cut > 1):
             return
         last = width
-        widest = _widest(horizontal, width)
+        widths = _widths(horizontal, width)
+        widest = max(widths)
         slabs = ceil_div(pixel_bytes, limits.ENTRY_BYTES)
         if max(width, widest) > limits.MAX_WIDTH or (widest > 1 and (slabs - 1) * widest > limits.MAX_SLAB_START):
             continue
-        slack = limits.SLACK_BANKS if widest == 1 and not problem.input.is_float else 0
+        slack = limits.SLACK_BANKS if 1 in widths and not problem.input.is_float else 0
         banks = limits.CBUF_BANKS - weight_banks - slack
         most = limits.MAX_IMAGE_PIXELS // widest if problem.packed else limits.MAX_LINES
         height = _tile_height(
