@@ -235,6 +235,7 @@ def _pytest(
     targets = ours if words.tests else [str(folder.relative_to(PACKAGE_ROOT))]
     command = ["pytest", "-p", "lab.report.plugin", *targets, "--timeout", str(TEST_SECONDS[suite])]
     command += ["--npulab-results", str(report.results), "--npulab-suite", suite, "--npulab-repeat", words.repeat]
+    command.append("--hypothesis-profile=ci")  # the same examples each time; after -- another profile, or a seed
     started = time.monotonic()
     code = _run([*command, *words.options], variables, as_json=as_json) if targets else NO_TESTS
     seconds = round(time.monotonic() - started, 1)
