@@ -26,6 +26,7 @@ from labgrid.factory import target_factory
 from labgrid.step import step
 
 from lab.process import end
+from lab.report.kmsg import fields
 from lab.virt.results import results_root
 
 BOOT = "boot "
@@ -54,14 +55,10 @@ class Record:
 
 def parse(line: str, boot: str) -> Record | None:
     """A line of /dev/kmsg; None for a continuation line (a record's dictionary) and for anything else."""
-    head, semicolon, text = line.partition(";")
-    fields = head.split(",")
-    if not semicolon or line.startswith(" ") or len(fields) < 3:
+    found = fields(line)
+    if found is None:
         return None
-    try:
-        priority, sequence, microseconds = (int(field) for field in fields[:3])
-    except ValueError:
-        return None
+    priority, sequence, microseconds, text = found
     return Record(boot, sequence, priority & 7, priority >> 3, microseconds / 1e6, text)
 
 

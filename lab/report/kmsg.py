@@ -60,15 +60,21 @@ class Runner(Protocol):
         """Lines and exit code."""
 
 
+def fields(line: str) -> tuple[int, int, int, str] | None:
+    """Priority, sequence number, microseconds and text of a line of ``/dev/kmsg``; None for one that is no record."""
+    head, semicolon, text = line.partition(";")
+    words = head.split(",")
+    if not semicolon or len(words) < 4 or not all(word.isdecimal() for word in words[:3]):
+        return None
+    priority, sequence, microseconds = (int(word) for word in words[:3])
+    return priority, sequence, microseconds, text
+
+
 def parse(lines: Sequence[str]) -> list[Record]:
     """The records among lines of ``/dev/kmsg``; continuation lines (``KEY=value``) and anything else are left out."""
     records = []
-    for line in lines:
-        head, semicolon, text = line.partition(";")
-        fields = head.split(",")
-        if not semicolon or len(fields) < 4 or not all(field.isdecimal() for field in fields[:3]):
-            continue
-        priority, sequence, microseconds = (int(field) for field in fields[:3])
+    for found in filter(None, map(fields, lines)):
+        priority, sequence, microseconds, text = found
         records.append(Record(sequence, microseconds / 1e6, priority & 7, unescape(text), priority >> 3 != 0))
     return records
 

@@ -20,6 +20,7 @@ from lab.firmware import regions
 from lab.firmware.medium import StorageInfo
 from lab.firmware.standin.media import make_board
 from lab.firmware.store import Store, check, create, disk, manifest, reader
+from lab.firmware.sweep import Cutter, PowerCut
 from lab.firmware.transports.block import BlockTransport, DrillTransport, FileMedium
 
 BackUp = Callable[..., create.Result]
@@ -250,32 +251,6 @@ def test_vendor_window_is_not_content(store: Store, tmp_path: Path, board: board
     backup = back_up(root).manifest
     assert not backup.verified
     assert any(f.fatal and "0xCC" in f.text for f in backup.findings)
-
-
-class PowerCut(BaseException):
-    """Not an Exception: nothing in the kit may handle it."""
-
-
-class Cutter:
-    """Cuts the power at the n-th change of the disk and loses what was not synced."""
-
-    def __init__(self, at: int) -> None:
-        self.left, self.unsynced = at, set[Path]()
-
-    def __call__(self, kind: str, path: Path) -> None:
-        if self.left == 0:
-            raise PowerCut
-        self.left -= 1
-        if kind == "write":
-            self.unsynced.add(path)
-        elif kind == "sync":
-            self.unsynced.discard(path)
-
-    def lose(self) -> None:
-        for path in self.unsynced:
-            if path.exists():
-                with path.open("r+b") as stream:
-                    stream.truncate(path.stat().st_size // 2)
 
 
 TINY = {"spi": 1 << 20, "emmc": 0, "sd": 0}
