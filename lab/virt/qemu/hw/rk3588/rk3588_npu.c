@@ -19,20 +19,8 @@
 #include "hw/qdev-properties.h"
 #include "hw/qdev-properties-system.h"
 #include "hw/rk3588/rk3588_npu.h"
+#include "hw/rk3588/rk3588_npu_reg.h"
 #include "migration/blocker.h"
-
-#define PC_VERSION              0x0000
-#define PC_VERSION_NUM          0x0004
-#define PC_OPERATION_ENABLE     0x0008
-#define PC_BASE_ADDRESS         0x0010
-#define PC_REGISTER_AMOUNTS     0x0014
-#define PC_INTERRUPT_MASK       0x0020
-#define PC_INTERRUPT_CLEAR      0x0024
-#define PC_INTERRUPT_STATUS     0x0028
-#define PC_INTERRUPT_RAW_STATUS 0x002c
-#define PC_TASK_CON             0x0030
-#define PC_TASK_DMA_BASE_ADDR   0x0034
-#define PC_TASK_STATUS          0x003c
 
 /*
  * Boards print the sum of VERSION and VERSION_NUM[15:0] as 1179210309; how it
@@ -50,77 +38,13 @@
 #define TASK_DMA_BASE_MASK      0xfffffff0
 #define TASK_STATUS_COUNT       0xfff
 
-#define BLOCK_SIZE              0x1000
-#define BLOCK_HOLE              2
-
-
-/* the registers with a name: what may be done to them, and for the log */
-#define R BIT(0)
-#define W BIT(1)
-static const struct {
-    uint16_t offset;
-    uint8_t access;
-    const char *name;
-} npu_reg[] = {
-    { PC_VERSION,              R,     "PC_VERSION" },
-    { PC_VERSION_NUM,          R,     "PC_VERSION_NUM" },
-    { PC_OPERATION_ENABLE,     R | W, "PC_OPERATION_ENABLE" },
-    { PC_BASE_ADDRESS,         R | W, "PC_BASE_ADDRESS" },
-    { PC_REGISTER_AMOUNTS,     R | W, "PC_REGISTER_AMOUNTS" },
-    { PC_INTERRUPT_MASK,       R | W, "PC_INTERRUPT_MASK" },
-    { PC_INTERRUPT_CLEAR,      W,     "PC_INTERRUPT_CLEAR" },
-    { PC_INTERRUPT_STATUS,     R,     "PC_INTERRUPT_STATUS" },
-    { PC_INTERRUPT_RAW_STATUS, R,     "PC_INTERRUPT_RAW_STATUS" },
-    { PC_TASK_CON,             R | W, "PC_TASK_CON" },
-    { PC_TASK_DMA_BASE_ADDR,   R | W, "PC_TASK_DMA_BASE_ADDR" },
-    { PC_TASK_STATUS,          R,     "PC_TASK_STATUS" },
-    { 0x1000, R,     "CNA_S_STATUS" },
-    { 0x1004, R | W, "CNA_S_POINTER" },
-    { 0x1008, R | W, "CNA_OPERATION_ENABLE" },
-    { 0x3000, R,     "CORE_S_STATUS" },
-    { 0x3004, R | W, "CORE_S_POINTER" },
-    { 0x3008, R | W, "CORE_OPERATION_ENABLE" },
-    { 0x4000, R,     "DPU_S_STATUS" },
-    { 0x4004, R | W, "DPU_S_POINTER" },
-    { 0x4008, R | W, "DPU_OPERATION_ENABLE" },
-    { 0x5000, R,     "DPU_RDMA_RDMA_S_STATUS" },
-    { 0x5004, R | W, "DPU_RDMA_RDMA_S_POINTER" },
-    { 0x5008, R | W, "DPU_RDMA_RDMA_OPERATION_ENABLE" },
-    { 0x6000, R,     "PPU_S_STATUS" },
-    { 0x6004, R | W, "PPU_S_POINTER" },
-    { 0x6008, R | W, "PPU_OPERATION_ENABLE" },
-    { 0x7000, R,     "PPU_RDMA_RDMA_S_STATUS" },
-    { 0x7004, R | W, "PPU_RDMA_RDMA_S_POINTER" },
-    { 0x7008, R | W, "PPU_RDMA_RDMA_OPERATION_ENABLE" },
-};
-
-static const char *const npu_block[] = {
-    "PC", "CNA", "hole", "CORE", "DPU", "DPU_RDMA", "PPU", "PPU_RDMA", "DDMA",
-};
-
-static const char *npu_reg_name(hwaddr off, uint8_t *access)
-{
-    int i;
-
-    for (i = 0; i < ARRAY_SIZE(npu_reg); i++) {
-        if (npu_reg[i].offset == off) {
-            *access = npu_reg[i].access;
-            return npu_reg[i].name;
-        }
-    }
-    *access = 0;
-    return NULL;
-}
-
 /* "rk3588-npu: core 0: read of PC_VERSION (0x0000) while ..." */
 static void G_GNUC_PRINTF(5, 6)
 npu_log_access(Rk3588NpuState *s, int mask, const char *verb, hwaddr off,
                const char *fmt, ...)
 {
     g_autofree char *text = NULL;
-    g_autofree char *unnamed = NULL;
-    const char *name;
-    uint8_t access;
+    g_autofree char *name = NULL;
     va_list ap;
 
     if (!qemu_loglevel_mask(mask)) {
@@ -129,12 +53,7 @@ npu_log_access(Rk3588NpuState *s, int mask, const char *verb, hwaddr off,
     va_start(ap, fmt);
     text = g_strdup_vprintf(fmt, ap);
     va_end(ap);
-    name = npu_reg_name(off, &access);
-    if (!name) {
-        unnamed = g_strdup_printf("%s+0x%03x", npu_block[off / BLOCK_SIZE],
-                                  (unsigned)(off % BLOCK_SIZE));
-        name = unnamed;
-    }
+    name = rk3588_npu_reg_name(off);
     qemu_log("rk3588-npu: core %u: %s of %s (0x%04x) %s\n", s->core, verb,
              name, (unsigned)off, text);
 }
@@ -167,7 +86,7 @@ static void npu_done_timer(void *opaque)
 {
     Rk3588NpuState *s = opaque;
 
-    if (s->clock_off) {
+    if (s->access.clock_off) {
         s->done_held = true;            /* until the clock runs again */
         return;
     }
@@ -276,33 +195,15 @@ static void npu_operation_enable(Rk3588NpuState *s, uint32_t value)
 
 /* ------------------------------- registers ----------------------------- */
 
-/* Why the core cannot be reached, as the end of a log line; NULL if it can */
-static const char *npu_unreachable(Rk3588NpuState *s)
-{
-    if (s->power_off) {
-        return "while power domain is off";
-    }
-    if (s->in_reset) {
-        return "while reset is asserted";
-    }
-    if (s->clock_off) {
-        return "while clock is gated";
-    }
-    return NULL;
-}
-
 /* True, and a line in the log, if the access is a bus error. */
 static bool npu_refuse(Rk3588NpuState *s, const char *verb, hwaddr off,
                        unsigned int size)
 {
-    const char *why = npu_unreachable(s);
+    const char *why = rk_access_refusal(&s->access, off, size);
 
-    if (!why && off / BLOCK_SIZE == BLOCK_HOLE) {
+    if (!why && off / NPU_BLOCK_SIZE == NPU_BLOCK_HOLE) {
         why = "is a bus error: nothing is there; on silicon it locks up the "
               "SoC";
-    }
-    if (!why && (size != 4 || off % 4)) {
-        why = "is a bus error: only aligned 32-bit accesses work";
     }
     if (why) {
         npu_log_access(s, LOG_GUEST_ERROR, verb, off, "%s", why);
@@ -384,17 +285,17 @@ static MemTxResult npu_read(void *opaque, hwaddr off, uint64_t *data,
                             unsigned int size, MemTxAttrs attrs)
 {
     Rk3588NpuState *s = opaque;
+    const Rk3588NpuReg *reg = rk3588_npu_reg(off);
     uint32_t value = 0;
-    uint8_t access;
 
     *data = 0;
     if (npu_refuse(s, "read", off, size)) {
         return MEMTX_ERROR;
     }
-    if (npu_reg_name(off, &access) && !(access & R)) {
+    if (reg && !(reg->access & NPU_REG_R)) {
         npu_log_access(s, LOG_GUEST_ERROR, "read", off,
                        "returns 0: it is write-only");
-    } else if (off < BLOCK_SIZE) {
+    } else if (off < NPU_BLOCK_SIZE) {
         value = npu_pc_read(s, off);
     } else if (!rk3588_npu_link_read(&s->link, off, &value)) {
         npu_log_access(s, LOG_GUEST_ERROR, "read", off,
@@ -408,16 +309,16 @@ static MemTxResult npu_write(void *opaque, hwaddr off, uint64_t value,
                              unsigned int size, MemTxAttrs attrs)
 {
     Rk3588NpuState *s = opaque;
-    uint8_t access;
+    const Rk3588NpuReg *reg = rk3588_npu_reg(off);
 
     if (npu_refuse(s, "write", off, size)) {
         return MEMTX_ERROR;
     }
-    if (npu_reg_name(off, &access) && !(access & W)) {
+    if (reg && !(reg->access & NPU_REG_W)) {
         npu_log_access(s, LOG_GUEST_ERROR, "write", off,
                        "ignored: it is read-only (value 0x%08x)",
                        (uint32_t)value);
-    } else if (off < BLOCK_SIZE) {
+    } else if (off < NPU_BLOCK_SIZE) {
         npu_pc_write(s, off, value);
     } else if (!rk3588_npu_link_write(&s->link, off, value)) {
         npu_log_access(s, LOG_GUEST_ERROR, "write", off,
@@ -431,9 +332,8 @@ static const MemoryRegionOps npu_ops = {
     .read_with_attrs = npu_read,
     .write_with_attrs = npu_write,
     .endianness = DEVICE_LITTLE_ENDIAN,
-    /* every size arrives, so that the wrong ones can be named in the log */
-    .valid = { .min_access_size = 1, .max_access_size = 8, .unaligned = true },
-    .impl = { .min_access_size = 1, .max_access_size = 8, .unaligned = true },
+    .valid = RK_ACCESS_ANY_SIZE,
+    .impl = RK_ACCESS_ANY_SIZE,
 };
 
 /* ------------------------ power, clock and reset ----------------------- */
@@ -469,32 +369,32 @@ static void npu_set_power_off(void *opaque, int n, int level)
 {
     Rk3588NpuState *s = opaque;
 
-    if (level && !s->power_off && !s->in_reset) {
+    if (level && !s->access.power_off && !s->access.in_reset) {
         npu_lose_state(s);
     }
-    s->power_off = level;
+    s->access.power_off = level;
 }
 
 static void npu_set_reset(void *opaque, int n, int level)
 {
     Rk3588NpuState *s = opaque;
 
-    if (level && !s->power_off && !s->in_reset) {
+    if (level && !s->access.power_off && !s->access.in_reset) {
         npu_lose_state(s);
     }
-    s->in_reset = level;
+    s->access.in_reset = level;
 }
 
 static void npu_set_clock_off(void *opaque, int n, int level)
 {
     Rk3588NpuState *s = opaque;
 
-    if (level && !s->clock_off && (s->phase == RK3588_NPU_RUNNING ||
+    if (level && !s->access.clock_off && (s->phase == RK3588_NPU_RUNNING ||
                                    s->phase == RK3588_NPU_FINISHING)) {
         qemu_log_mask(LOG_GUEST_ERROR, "rk3588-npu: core %u: clock gated "
                       "while a job is running\n", s->core);
     }
-    s->clock_off = level;
+    s->access.clock_off = level;
     if (!level && s->done_held) {
         npu_complete(s);
     }

@@ -108,29 +108,12 @@ rk_iommu_log(RkIommuBank *b, const char *verb, hwaddr off, const char *fmt,
              text);
 }
 
-/* Why the bank cannot be reached, as the end of a log line; NULL if it can */
-static const char *rk_iommu_unreachable(RkIommuState *s)
-{
-    if (s->power_off) {
-        return "while power domain is off";
-    }
-    if (s->in_reset) {
-        return "while reset is asserted";
-    }
-    if (s->clock_off) {
-        return "while clock is gated";
-    }
-    return NULL;
-}
-
+/* True, and a line in the log, if the access is a bus error. */
 static bool rk_iommu_refuse(RkIommuBank *b, const char *verb, hwaddr off,
                             unsigned int size)
 {
-    const char *why = rk_iommu_unreachable(b->iommu);
+    const char *why = rk_access_refusal(&b->iommu->access, off, size);
 
-    if (!why && (size != 4 || off % 4)) {
-        why = "is a bus error: only aligned 32-bit accesses work";
-    }
     if (why) {
         rk_iommu_log(b, verb, off, "%s", why);
     }
@@ -289,9 +272,8 @@ static const MemoryRegionOps rk_iommu_ops = {
     .read_with_attrs = rk_iommu_read,
     .write_with_attrs = rk_iommu_write,
     .endianness = DEVICE_LITTLE_ENDIAN,
-    /* every size arrives, so that the wrong ones can be named in the log */
-    .valid = { .min_access_size = 1, .max_access_size = 8, .unaligned = true },
-    .impl = { .min_access_size = 1, .max_access_size = 8, .unaligned = true },
+    .valid = RK_ACCESS_ANY_SIZE,
+    .impl = RK_ACCESS_ANY_SIZE,
 };
 
 RkIommuBankView rk_iommu_bank_view(RkIommuState *s, unsigned int bank)
@@ -313,7 +295,7 @@ void rk_iommu_fault(RkIommuState *s, unsigned int bank, uint32_t iova,
     RkIommuBank *b = &s->bank[bank];
 
     assert(bank < s->num_banks);
-    if (b->fault || s->power_off || s->in_reset) {
+    if (b->fault || s->access.power_off || s->access.in_reset) {
         return;
     }
     b->fault = true;
@@ -337,27 +319,27 @@ static void rk_iommu_set_power_off(void *opaque, int n, int level)
 {
     RkIommuState *s = opaque;
 
-    if (level && !s->power_off) {
+    if (level && !s->access.power_off) {
         rk_iommu_lose_registers(s);
     }
-    s->power_off = level;
+    s->access.power_off = level;
 }
 
 static void rk_iommu_set_clock_off(void *opaque, int n, int level)
 {
     RkIommuState *s = opaque;
 
-    s->clock_off = level;
+    s->access.clock_off = level;
 }
 
 static void rk_iommu_set_reset(void *opaque, int n, int level)
 {
     RkIommuState *s = opaque;
 
-    if (level && !s->in_reset) {
+    if (level && !s->access.in_reset) {
         rk_iommu_lose_registers(s);
     }
-    s->in_reset = level;
+    s->access.in_reset = level;
 }
 
 /*
@@ -439,9 +421,9 @@ static const VMStateDescription rk_iommu_vmstate = {
     .fields = (const VMStateField[]) {
         VMSTATE_STRUCT_ARRAY(bank, RkIommuState, RK_IOMMU_MAX_BANKS, 1,
                              rk_iommu_bank_vmstate, RkIommuBank),
-        VMSTATE_BOOL(power_off, RkIommuState),
-        VMSTATE_BOOL(clock_off, RkIommuState),
-        VMSTATE_BOOL(in_reset, RkIommuState),
+        VMSTATE_BOOL(access.power_off, RkIommuState),
+        VMSTATE_BOOL(access.clock_off, RkIommuState),
+        VMSTATE_BOOL(access.in_reset, RkIommuState),
         VMSTATE_END_OF_LIST()
     },
 };

@@ -29,6 +29,7 @@
 #include "hw/sysbus.h"
 #include "qemu/timer.h"
 #include "qom/object.h"
+#include "hw/rk3588/rk_access.h"
 #include "hw/rk3588/rk_iommu.h"
 #include "hw/rk3588/rk3588_npu_link.h"
 
@@ -74,9 +75,7 @@ struct Rk3588NpuState {
     uint32_t task_dma_base;
     uint32_t task_status;
 
-    bool power_off;
-    bool clock_off;
-    bool in_reset;
+    RkAccess access;
 };
 
 #endif

@@ -23,6 +23,7 @@
 
 #include "hw/sysbus.h"
 #include "qom/object.h"
+#include "hw/rk3588/rk_access.h"
 
 #define TYPE_RK_IOMMU "rk-iommu"
 OBJECT_DECLARE_SIMPLE_TYPE(RkIommuState, RK_IOMMU)
@@ -51,9 +52,7 @@ struct RkIommuState {
     uint32_t num_banks;
     RkIommuBank bank[RK_IOMMU_MAX_BANKS];
     qemu_irq irq;
-    bool power_off;
-    bool clock_off;
-    bool in_reset;
+    RkAccess access;
 };
 
 /* What a DMA master has to know of one bank. */
