@@ -139,4 +139,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from .console import quietly
+
+    sys.exit(quietly(main))
