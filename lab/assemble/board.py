@@ -104,6 +104,11 @@ def assemble(
         requirements.check_packages()
         requirements.check_space(cache.root, kernel.SPACE, "a board's kernel")
     built = kernel.build(linux, options, apt, cache, out, log)
+    return from_kernel(board, built, fixes=options.groups == patches.WITH_FIXES, cache=cache)
+
+
+def from_kernel(board: str, built: Path, *, fixes: bool, cache: Cache) -> BoardSet:
+    """The board's set of a kernel's cache entry; KitError (failed) when a check of it fails."""
     name = dtb_name(board)
     if not (built / "dtbs" / f"{name}.dtb").is_file():
         message = f"this kernel has no device tree {name}"
@@ -111,7 +116,7 @@ def assemble(
     key = digest("board set 1", __version__, board, built.name, file_digest(INSTALLER))
 
     def make(entry: Path) -> None:
-        _fill(entry, board, name, built, fixes=options.groups == patches.WITH_FIXES)
+        _fill(entry, board, name, built, fixes=fixes)
 
     return load(cache.entry("board-kernel", key, make))
 

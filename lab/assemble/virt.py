@@ -71,6 +71,11 @@ def assemble(options: BuildOptions, out: Output) -> ArtifactSet:
     return _Assembly(options, Cache(), out).run()
 
 
+def around(parts: dict[str, Path], options: BuildOptions, out: Output) -> ArtifactSet:
+    """The set with parts that were made elsewhere (``kernel``, also ``rootfs``): the rest is found or built."""
+    return _Assembly(options, Cache(), out).run(parts)
+
+
 class _Assembly:
     """One run; the parts know nothing of each other."""
 
@@ -89,11 +94,13 @@ class _Assembly:
             path.unlink()
         return path
 
-    def run(self) -> ArtifactSet:
-        """All parts, then the set."""
+    def run(self, given: dict[str, Path] | None = None) -> ArtifactSet:
+        """All parts that are not given, then the set."""
+        given = given or {}
         image = rootfs.Plan(self.apt, self.cache, self.out, self._log("rootfs"))
         kernel_task, kernel_entry = self._kernel()
         wanted = [kernel_entry, ("qemu", qemu.key(self.qemu)), ("rootfs", image.key)]
+        wanted = [entry for entry in wanted if entry[0].split("-")[0] not in given]
         if not all(self.cache.lookup(kind, key) for kind, key in wanted):
             requirements.check_packages()
             requirements.check_space(self.cache.root, SPACE, "a first build")
@@ -104,7 +111,7 @@ class _Assembly:
             "rootfs": partial(rootfs.build, image, jobs),
             "kit": partial(self._kit, image),
         }
-        parts: dict[str, Path] = run_all(tasks)
+        parts: dict[str, Path] = run_all({name: task for name, task in tasks.items() if name not in given}) | given
         parts["ssh"] = ssh.keys(self.cache, self._log("rootfs"))
         return compose(parts, self.cache)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""``npulab build <board>``: the minutes path from sources to a checked artifact set."""
+"""``npulab build <board>``: from sources to a checked artifact set, the minutes path or the product path."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from lab.assemble import board
 from lab.assemble.artifacts import export
 from lab.assemble.virt import FLAVOURS, BuildOptions, assemble
 from lab.errors import ExitCode, KitError
+from lab.kas.request import IMAGES
 from lab.output import Output
 
 HELP = "assemble a kernel, root file system and board into an artifact set"
@@ -55,10 +56,35 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--jobs", "-j", type=_jobs, default=os.cpu_count() or 1, help="parallel jobs (default: %(default)s)"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, help="also copy the artifact set to this directory")
+    product = parser.add_argument_group("the product path (docs/kas.md)")
+    product.add_argument("--with", dest="engine", choices=("kas",), help="build with kas and BitBake instead")
+    product.add_argument(
+        "--image", choices=tuple(IMAGES), help="with kas: what to build (default bringup; kernel builds no image)"
+    )
+    product.add_argument(
+        "--option", action="append", default=[], metavar="NAME", help="with kas: a file of kas/opt, repeatable"
+    )
+    product.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("A", "B"),
+        help="show where kernel configuration, device trees and modules of two sets differ and why: directories, or "
+        "the words minutes and kas for the newest of this board",
+    )
 
 
 def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     """Build; the document names the set, what is in it, and whether anything had to be done."""
+    if args.compare:
+        from lab.kas import compare
+
+        return compare.command(args.board, args.compare, out)
+    if args.engine == "kas":
+        from lab.kas import build as product
+
+        return product.command(args, out)
+    if args.image or args.option:
+        raise KitError(ExitCode.USAGE, "--image and --option are for the product path", "add --with kas")
     if args.board != "virt":
         return _real(args, out)
     args.kernel = args.kernel or "fast"
