@@ -4,20 +4,28 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import socket
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from lab.assemble import emmc
+from lab.assemble.artifacts import ArtifactSet
 from lab.assemble.virt import FLAVOURS
 from lab.errors import ExitCode, KitError
 from lab.output import Output
-from lab.process import require
+from lab.process import require, tail
 from lab.virt import chips
-from lab.virt.background import BackgroundBoard, boards_in_background, find_board, stop_board
+from lab.virt.background import (
+    BackgroundBoard,
+    boards_in_background,
+    find_board,
+    power_cycle,
+    stop_board,
+    wait_for_ssh,
+)
 from lab.virt.board import VirtualBoard
 from lab.virt.results import new_results_dir
 from lab.virt.select import DEFAULT_BOARD, board_config, find_artifacts
@@ -57,10 +65,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     up.add_argument("--strict-supplies", action="store_true", help="keep the device tree's supplies")
     up.add_argument("--nor", type=Path, metavar="FILE", help="content of the SPI NOR; made erased if it is not there")
     up.add_argument("--emmc", type=Path, metavar="FILE", help="content of the eMMC; made (1 GiB) if it is not there")
+    up.add_argument(
+        "--boot",
+        choices=("emmc", "emmc-bootcount"),
+        help="start from the eMMC as U-Boot would (with bootcount: one that counts starts); a new one gets a system",
+    )
     up.add_argument("--quirks", type=Path, metavar="FILE", help="answers of a board (npulab npu probe) for its NPU")
     shell = verbs.add_parser("shell", help="log in; after -- a command to run instead of a shell")
     shell.add_argument("--name", help="which board, when several run")
     shell.add_argument("--console", action="store_true", help="the serial console instead of ssh; Ctrl-] leaves it")
+    cycle = verbs.add_parser("cycle", help="take the power away and give it back (boards that start from their eMMC)")
+    cycle.add_argument("name", nargs="?", help="which board, when several run")
+    cycle.add_argument("--label", default="", help="entry to start this once, as set at the loader's prompt")
     down = verbs.add_parser("down", help="stop a board")
     down.add_argument("name", nargs="?", help="which board, when several run")
     down.add_argument("--all", action="store_true", help="stop all")
@@ -75,6 +91,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     verbs: dict[str, Callable[[argparse.Namespace, Output], dict[str, Any]]] = {
         "up": _up,
         "shell": _shell,
+        "cycle": _cycle,
         "down": _down,
         "list": _list,
         "soak": _soak,
@@ -96,6 +113,8 @@ def _up(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     name = _free_name(args.name)
     quirks = _checked_quirks(args.quirks)
     artifacts = find_artifacts(args.artifacts, args.kernel, out)
+    results = new_results_dir("virt")
+    chip = _emmc(args, artifacts, results)
     config = board_config(
         artifacts,
         args.dtb,
@@ -104,26 +123,54 @@ def _up(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         ssh_port=args.ssh_port,
         quirks=quirks,
         nor=chips.nor(args.nor) if args.nor else None,
-        emmc=chips.emmc(args.emmc) if args.emmc else None,
+        emmc=chip,
         strict_supplies=args.strict_supplies,
     )
-    results = new_results_dir("virt")
+    if args.boot:
+        loader = "bootcount" if args.boot == "emmc-bootcount" else "stock"
+        config = replace(config, loader=loader, disks=(artifacts.kit,))
     board = VirtualBoard(config, results)
     started = time.monotonic()
     with board, out.stage("booting"):
         board.power_on()
         _wait_for_prompt(board)
         seconds = time.monotonic() - started
-        if not _wait_for_ssh(board.ssh_port):
+        if not wait_for_ssh(board.ssh_port):
             out.note("its SSH server does not answer; npulab virt shell --console gets in")
         assert board.tree is not None
         state = {"name": name, "board": board.tree.model, "ssh_key": str(config.ssh_key), "results": str(results)}
+        state["loader"] = config.loader
         board.detach(state)
     found = find_board(name)
     out.say(f"{found.board} is up after {seconds:.1f} s, called {name}; ssh on port {found.ssh_port} of 127.0.0.1.")
     out.say(f"log in: npulab virt shell --name {name}    stop it: npulab virt down {name}")
     out.say(f"logs: {results}")
     return {"board": found.document(), "boot_seconds": round(seconds, 2)}
+
+
+def _emmc(args: argparse.Namespace, artifacts: ArtifactSet, results: Path) -> Path | None:
+    """The eMMC's file; a new one is empty, or has a system on it when the board starts from it."""
+    if args.emmc is None:
+        if args.boot:
+            raise KitError(ExitCode.USAGE, f"--boot {args.boot} needs the file of an eMMC", "name it with --emmc")
+        return None
+    path: Path = args.emmc
+    if args.boot and not path.expanduser().exists():
+        return emmc.make(artifacts, args.dtb, path, results / "emmc.log")
+    return chips.emmc(path)
+
+
+def _cycle(args: argparse.Namespace, out: Output) -> dict[str, Any]:
+    board = find_board(args.name)
+    started = time.monotonic()
+    with out.stage("starting from the eMMC"):
+        power_cycle(board, args.label)
+        if not wait_for_ssh(board.ssh_port, BOOT_SECONDS):
+            what = f"{board.name} has no SSH server {BOOT_SECONDS:.0f} s after the power came back"
+            raise KitError(ExitCode.LINK, what, "console.log has the boot", tail=tail(board.log))
+    seconds = round(time.monotonic() - started, 2)
+    out.say(f"{board.name} is up again after {seconds:.1f} s")
+    return {"board": board.document(), "boot_seconds": seconds}
 
 
 def _checked_quirks(path: Path | None) -> Path | None:
@@ -149,17 +196,6 @@ def _wait_for_prompt(board: VirtualBoard) -> None:
             last = "\n".join(text.decode(errors="replace").splitlines()[-15:])
             hint = "the console's log has the whole boot"
             raise KitError(ExitCode.INFRASTRUCTURE, f"the virtual board {how}", hint, tail=last, log=board.console_log)
-
-
-def _wait_for_ssh(port: int, patience: float = 30.0) -> bool:
-    """Whether an SSH server greets behind that port in time; it starts beside the console's log-in."""
-    deadline = time.monotonic() + patience
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5.0) as connection:
-            if connection.recv(4) == b"SSH-":
-                return True
-        time.sleep(0.1)
-    return False
 
 
 def ssh_command(board: BackgroundBoard) -> list[str]:

@@ -91,6 +91,20 @@ def read(read: Callable[[int, int], bytes], size: int) -> tuple[Table | None, li
     return first or second, problems
 
 
+BOOTABLE = 1 << 2
+"""Attribute "legacy BIOS bootable", which U-Boot takes for the mark of the partition to boot from."""
+
+
+def bootable(read: Callable[[int, int], bytes]) -> list[int]:
+    """Numbers of the partitions that carry the mark, by the primary table."""
+    header = read(SECTOR, SECTOR)
+    parse(header, read)  # its checksums
+    fields = _HEADER.unpack_from(header)
+    first, count, size = fields[10] * SECTOR, fields[11], fields[12]
+    entries = [_ENTRY.unpack(read(first + index * size, _ENTRY.size)) for index in range(count)]
+    return [index + 1 for index, entry in enumerate(entries) if entry[0] != bytes(16) and entry[4] & BOOTABLE]
+
+
 def build(size: int, partitions: list[tuple[str, int, int]], guid: uuid.UUID) -> tuple[bytes, bytes]:
     """Head (MBR, header, entries: 34 sectors) and tail (entries, header: 33 sectors) of a table.
 

@@ -6,12 +6,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lab.errors import ExitCode, KitError
+from lab.process import tail
+from lab.virt.qmp import Qmp
 from lab.virt.runtime import running_boards
 
 
@@ -26,11 +29,18 @@ class BackgroundBoard:
     guard: int
     runtime: Path
     results: Path
+    loader: str = ""
+    """What starts it from its eMMC; empty when QEMU is given its kernel."""
 
     @property
     def console(self) -> Path:
         """The unix socket of the console."""
         return self.runtime / "console.sock"
+
+    @property
+    def log(self) -> Path:
+        """Everything that its console said, the loader's words included."""
+        return self.results / "console.log"
 
     @property
     def ssh_options(self) -> list[str]:
@@ -61,6 +71,7 @@ def boards_in_background() -> list[BackgroundBoard]:
             guard=int(state["guard"]),
             runtime=Path(state["runtime"]),
             results=Path(state["results"]),
+            loader=str(state.get("loader", "")),
         )
         for state in running_boards()
     ]
@@ -77,6 +88,55 @@ def find_board(name: str | None) -> BackgroundBoard:
             return board
     what = f"no virtual board called {name} is running" if name else "no virtual board is running"
     raise KitError(ExitCode.NO_DEVICE, what, "npulab virt up starts one, npulab virt list shows them")
+
+
+def wait_for_ssh(port: int, patience: float = 30.0) -> bool:
+    """Whether an SSH server greets behind that port in time; it starts beside the console's log-in."""
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=5.0) as connection:
+            if connection.recv(4) == b"SSH-":
+                return True
+        time.sleep(0.1)
+    return False
+
+
+def power_cycle(board: BackgroundBoard, label: str = "") -> None:
+    """Take the power away from a board that starts from its eMMC and give it back; what it had not written is lost.
+
+    ``label``: the entry to start this once, as somebody at the loader's prompt would choose it.
+    """
+    if not board.loader:
+        raise KitError(
+            ExitCode.USAGE,
+            f"{board.name} was not started from its eMMC: without power nothing of it would be left",
+            "npulab virt up --emmc FILE --boot emmc starts such a board",
+        )
+    if label:
+        (board.runtime / "label").write_text(label)
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        connection.connect(str(board.runtime / "monitor.sock"))
+        monitor = Qmp(connection)
+        # its inode tells the old QEMU's socket from the new one's
+        before = (board.runtime / "monitor.sock").stat().st_ino
+        monitor.execute("quit")
+    except OSError as error:
+        raise KitError(ExitCode.LINK, f"the monitor of {board.name} does not answer: {error}") from error
+    finally:
+        connection.close()
+    deadline = time.monotonic() + 10.0
+    while time.monotonic() < deadline:
+        with contextlib.suppress(FileNotFoundError):
+            if (board.runtime / "monitor.sock").stat().st_ino != before:
+                return
+        time.sleep(0.02)
+    raise KitError(
+        ExitCode.LINK,
+        f"{board.name} does not start again",
+        "its console.log and qemu.log say why",
+        tail=tail(board.log),
+    )
 
 
 def stop_board(board: BackgroundBoard, patience: float = 10.0) -> None:

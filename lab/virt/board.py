@@ -8,6 +8,7 @@ no byte is lost. The console is also kept in ``console.log``, whether or not any
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import select
 import socket
@@ -22,6 +23,7 @@ from typing import Any, Self
 from lab.errors import ExitCode, KitError
 from lab.process import tail
 from lab.virt.dtb import BoardTree, require_npu
+from lab.virt.loader import BOOT_WORD, LOADERS
 from lab.virt.qmp import Qmp, QmpError
 from lab.virt.runtime import Runtime, create_runtime, parse_size
 from lab.virt.supervisor import Program, Supervisor
@@ -41,7 +43,9 @@ class BoardConfig:
     without its ``--socket`` and ``--ram`` options, empty for a board whose NPU never completes a job; ``disks`` are raw
     images, the root file system first, never written to; ``nor`` (16 MiB) and ``emmc`` (boot partitions of 4 MiB each,
     then the user area, together a power of two) are raw images of the flash chips, which the guest does write to;
-    ``extra`` are further QEMU arguments.
+    ``loader`` (``stock`` or ``bootcount``, `lab.virt.loader`): the board starts from its eMMC; kernel, initrd and
+    command line are then found there at each start, and ``dtb`` is the loader's own tree. ``extra`` are further QEMU
+    arguments.
     """
 
     qemu: Path
@@ -59,6 +63,7 @@ class BoardConfig:
     strict_supplies: bool = False
     model: Sequence[str] = (sys.executable, "-m", "rknpu_userspace.model.server")
     quirks: Path | None = None
+    loader: str = ""
     extra: Sequence[str] = field(default_factory=tuple)
 
 
@@ -83,6 +88,14 @@ def check_port(port: int) -> None:
             ) from error
 
 
+def free_port() -> int:
+    """A port of 127.0.0.1 on which nothing listens now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 class VirtualBoard:
     """A context manager: ``with VirtualBoard(config, results) as board: board.power_on() ...``.
 
@@ -96,6 +109,7 @@ class VirtualBoard:
         self.tree: BoardTree | None = None
         self.ssh_port = 0
         self.powered_off = False
+        self._port = config.ssh_port
         self._runtime: Runtime | None = None
         self._supervisor: Supervisor | None = None
         self._console: socket.socket | None = None
@@ -126,7 +140,8 @@ class VirtualBoard:
     def programs(self, runtime: Runtime) -> list[Program]:
         """The model and QEMU, in the order of their start."""
         qemu_log, model_out = self.results / "qemu.log", self.results / "model-stderr.log"
-        programs = [Program("qemu", "QEMU", self.qemu_argv(runtime), qemu_log, logs=(self.machine_log,))]
+        argv = self._loader_argv(runtime) if self.config.loader else self.qemu_argv(runtime)
+        programs = [Program("qemu", "QEMU", argv, qemu_log, logs=(self.machine_log,))]
         if self.config.model:
             argv = [*self.config.model, "--socket", str(runtime.socket("model")), "--ram", str(runtime.ram)]
             argv += ["--stats", str(self.stats), "--log", str(self.model_log)]
@@ -144,6 +159,33 @@ class VirtualBoard:
             programs.insert(0, model)
         return programs
 
+    def _loader_argv(self, runtime: Runtime) -> list[str]:
+        """The boot loader's player, which runs QEMU; its port must outlast each QEMU, so it is chosen here."""
+        config = self.config
+        assert config.emmc is not None
+        spec = {
+            "argv": self.qemu_argv(runtime),
+            "loader": config.loader,
+            "emmc": str(config.emmc),
+            "dtb": str(config.dtb),
+            "fdtfile": f"rockchip/{config.dtb.name}",
+            "runtime": str(runtime.path),
+            "console_log": str(self.console_log),
+            "machine_log": str(self.machine_log),
+        }
+        path = runtime.path / "loader.json"
+        path.write_text(json.dumps(spec))
+        return [sys.executable, "-m", "lab.virt.loader", str(path)]
+
+    def _boot_argv(self, runtime: Runtime) -> list[str]:
+        """What is booted."""
+        config = self.config
+        if config.loader:
+            monitor = f"unix:{_quoted(runtime.socket('loader'))},server=on,wait=off"
+            return [BOOT_WORD, "-qmp", monitor, "-action", "reboot=shutdown"]
+        argv = ["-kernel", str(config.kernel), "-dtb", str(config.dtb), "-append", config.cmdline]
+        return [*argv, "-initrd", str(config.initrd)] if config.initrd else argv
+
     def qemu_argv(self, runtime: Runtime) -> list[str]:
         """QEMU's command line (docs/npu-link.md has the chardevs' meaning)."""
         config, size = self.config, parse_size(self.config.memory)
@@ -154,9 +196,9 @@ class VirtualBoard:
         serial = f"socket,id=serial0,path={_quoted(runtime.socket('console'))},server=on,wait=off"
         argv = [str(config.qemu), "-nodefaults", "-no-user-config", "-display", "none", "-S"]
         argv += ["-M", machine, "-m", str(size >> 20), "-object", ram, "-smp", str(config.cpus)]
-        argv += ["-kernel", str(config.kernel), "-dtb", str(config.dtb), "-append", config.cmdline]
-        if config.initrd:
-            argv += ["-initrd", str(config.initrd)]
+        argv += self._boot_argv(runtime)
+        if config.loader:
+            serial += ",logappend=on"
         argv += ["-chardev", f"{serial},logfile={_quoted(self.console_log)}", "-serial", "chardev:serial0"]
         argv += ["-qmp", f"unix:{_quoted(runtime.socket('monitor'))},server=on,wait=off"]
         if config.model:
@@ -168,13 +210,15 @@ class VirtualBoard:
         for chip, bus in ((config.nor, "mtd"), (config.emmc, "sd")):
             if chip:
                 argv += ["-drive", f"if={bus},index=0,file={_quoted(chip)},format=raw"]
-        argv += ["-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:{config.ssh_port}-:22"]
+        argv += ["-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:{self._port}-:22"]
         argv += ["-device", "virtio-net-device,netdev=net0", "-device", "virtio-rng-device"]
         argv += ["-d", "guest_errors,unimp", "-D", str(self.machine_log)]
         return [*argv, *config.extra]
 
     def _check_inputs(self) -> None:
         self.tree = require_npu(self.config.dtb)
+        if self.config.loader and (self.config.loader not in LOADERS or self.config.emmc is None):
+            raise KitError(ExitCode.USAGE, "a board that starts from its eMMC needs one", "name its file with --emmc")
         parse_size(self.config.memory)
         check_port(self.config.ssh_port)
         if not 1 <= self.config.cpus <= 8:
@@ -190,6 +234,8 @@ class VirtualBoard:
     def start(self) -> None:
         """Start the model and QEMU; returns with the guest standing still and its console connected."""
         self._check_inputs()
+        if self.config.loader and not self._port:
+            self._port = free_port()
         self._runtime = create_runtime(parse_size(self.config.memory))
         try:
             self._supervisor = Supervisor(
@@ -269,7 +315,7 @@ class VirtualBoard:
         """KitError if a program has died; ``powered_off`` is set when the guest switched itself off."""
         if self._supervisor is None or self.powered_off:
             return
-        if self._supervisor.exit_code("qemu") == 0 and self._guest_shut_down():
+        if self._supervisor.exit_code("qemu") == 0 and (self.config.loader or self._guest_shut_down()):
             self.powered_off = True
             return
         failure = self._supervisor.failure()
@@ -313,7 +359,8 @@ class VirtualBoard:
                     data = b""
                 if not data:
                     self._console_closed()
-                self._look_for_panic(data)
+                if not self.config.loader:  # after a panic the loader starts the board again
+                    self._look_for_panic(data)
                 return data
             self.check()
             if left <= 0 or self.powered_off:
@@ -342,10 +389,36 @@ class VirtualBoard:
         deadline = time.monotonic() + 5.0
         while time.monotonic() < deadline:
             self.check()
-            if self.powered_off:
+            if self.powered_off or (self.config.loader and self._reconnect()):
                 return
             time.sleep(0.01)
         raise KitError(ExitCode.INFRASTRUCTURE, "QEMU closed the console", log=self.results / "qemu.log")
+
+    def _reconnect(self) -> bool:
+        """After a reset or power cycle: take hold of the new QEMU, if it is there yet."""
+        assert self._runtime is not None
+        found: list[socket.socket] = []
+        for name in ("console", "monitor"):
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                connection.connect(str(self._runtime.socket(name)))
+            except OSError:
+                for one in (connection, *found):
+                    one.close()
+                return False
+            found.append(connection)
+        try:
+            qmp = Qmp(found[1])
+        except QmpError:
+            for one in found:
+                one.close()
+            return False
+        if self._console is not None:
+            self._console.close()
+        if self._qmp is not None:
+            self._qmp.close()
+        self._console, self._qmp = found[0], qmp
+        return True
 
     def write(self, data: bytes, timeout: float = 30.0) -> int:
         """Write all of ``data`` to the console; KitError if the guest does not take it in time."""

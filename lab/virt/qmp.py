@@ -94,6 +94,13 @@ class Qmp:
             if "event" in message:
                 self.events.append(message)
 
+    def wait(self) -> None:
+        """Wait for the next message and keep it if it is an event; QmpError when the connection ends."""
+        select.select([self._connection], [], [])
+        message = self._next(time.monotonic() + self._timeout)
+        if "event" in message:
+            self.events.append(message)
+
     def close(self) -> None:
         """Close the connection."""
         self._connection.close()
