@@ -77,6 +77,7 @@ def npulab_trees(d):
     """Names of this repository's own device trees."""
     import glob, os
     folder = os.path.join(d.getVar("NPULAB_REPOSITORY"), "dts")
+    bb.parse.mark_dependency(d, folder)
     return " ".join(sorted(os.path.basename(path) for path in glob.glob(folder + "/*.dts")))
 
 # A stable release may have a fix already: a patch whose probe matches the source is left out, and a line says so.

@@ -11,6 +11,7 @@
 #include "qemu/osdep.h"
 #include "qemu/log.h"
 #include "hw/irq.h"
+#include "hw/rk3588/qemu_compat.h"
 #include "hw/rk3588/rk3588_cru.h"
 #include "hw/rk3588/rk_regfile.h"
 #include "migration/vmstate.h"
@@ -233,7 +234,7 @@ static const VMStateDescription cru_vmstate = {
     },
 };
 
-static void cru_class_init(ObjectClass *oc, void *data)
+static void cru_class_init(ObjectClass *oc, RkClassData *data)
 {
     DeviceClass *dc = DEVICE_CLASS(oc);
     ResettableClass *rc = RESETTABLE_CLASS(oc);

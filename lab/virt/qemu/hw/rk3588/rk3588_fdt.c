@@ -8,8 +8,7 @@
 #include "qemu/osdep.h"
 #include "qemu/bswap.h"
 #include "qemu/error-report.h"
-#include "exec/address-spaces.h"
-#include "exec/memory.h"
+#include "hw/rk3588/qemu_compat.h"
 #include "hw/rk3588/rk3588_fdt.h"
 #include "system/device_tree.h"
 #include <libfdt.h>

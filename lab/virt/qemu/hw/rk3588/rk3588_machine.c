@@ -10,12 +10,12 @@
 #include "qapi/error.h"
 #include "cpu.h"
 #include "chardev/char.h"
-#include "exec/address-spaces.h"
 #include "hw/arm/boot.h"
 #include "hw/boards.h"
 #include "hw/irq.h"
 #include "hw/qdev-properties.h"
 #include "hw/qdev-properties-system.h"
+#include "hw/rk3588/qemu_compat.h"
 #include "hw/rk3588/rk3588_fdt.h"
 #include "hw/rk3588/rk3588_soc.h"
 #include "hw/sd/sd.h"
@@ -251,7 +251,7 @@ static void machine_finalize(Object *obj)
     g_free(RK3588_MACHINE(obj)->dt_report);
 }
 
-static void machine_class_init(ObjectClass *oc, void *data)
+static void machine_class_init(ObjectClass *oc, RkClassData *data)
 {
     MachineClass *mc = MACHINE_CLASS(oc);
 

@@ -18,6 +18,7 @@
 #include "hw/irq.h"
 #include "hw/qdev-properties.h"
 #include "hw/qdev-properties-system.h"
+#include "hw/rk3588/qemu_compat.h"
 #include "hw/rk3588/rk3588_npu.h"
 #include "hw/rk3588/rk3588_npu_reg.h"
 #include "migration/blocker.h"
@@ -489,7 +490,7 @@ static const Property npu_properties[] = {
                        60000),
 };
 
-static void npu_class_init(ObjectClass *oc, void *data)
+static void npu_class_init(ObjectClass *oc, RkClassData *data)
 {
     DeviceClass *dc = DEVICE_CLASS(oc);
     ResettableClass *rc = RESETTABLE_CLASS(oc);

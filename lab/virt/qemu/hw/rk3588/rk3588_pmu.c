@@ -12,6 +12,7 @@
 #include "qemu/osdep.h"
 #include "qemu/log.h"
 #include "hw/irq.h"
+#include "hw/rk3588/qemu_compat.h"
 #include "hw/rk3588/rk3588_pmu.h"
 #include "hw/rk3588/rk_regfile.h"
 #include "migration/vmstate.h"
@@ -224,7 +225,7 @@ static const VMStateDescription pmu_vmstate = {
     },
 };
 
-static void pmu_class_init(ObjectClass *oc, void *data)
+static void pmu_class_init(ObjectClass *oc, RkClassData *data)
 {
     DeviceClass *dc = DEVICE_CLASS(oc);
     ResettableClass *rc = RESETTABLE_CLASS(oc);

@@ -15,6 +15,7 @@
 #include "qapi/error.h"
 #include "cpu.h"
 #include "hw/qdev-properties.h"
+#include "hw/rk3588/qemu_compat.h"
 #include "hw/rk3588/rk3588_scmi.h"
 #include "migration/vmstate.h"
 
@@ -478,7 +479,7 @@ static const Property scmi_properties[] = {
     DEFINE_PROP_UINT64("shmem", Rk3588ScmiState, shmem, 0x10f000),
 };
 
-static void scmi_class_init(ObjectClass *oc, void *data)
+static void scmi_class_init(ObjectClass *oc, RkClassData *data)
 {
     DeviceClass *dc = DEVICE_CLASS(oc);
 

@@ -8,7 +8,6 @@
 #include "qapi/error.h"
 #include "qobject/qlist.h"
 #include "cpu.h"
-#include "exec/address-spaces.h"
 #include "hw/arm/bsa.h"
 #include "hw/char/serial-mm.h"
 #include "hw/intc/arm_gicv3.h"
@@ -16,6 +15,7 @@
 #include "hw/irq.h"
 #include "hw/misc/unimp.h"
 #include "hw/qdev-properties.h"
+#include "hw/rk3588/qemu_compat.h"
 #include "hw/rk3588/rk3588_soc.h"
 #include "system/system.h"
 #include "target/arm/gtimer.h"
@@ -400,7 +400,7 @@ static const Property soc_properties[] = {
     DEFINE_PROP_BOOL("its", Rk3588SocState, its, false),
 };
 
-static void soc_class_init(ObjectClass *oc, void *data)
+static void soc_class_init(ObjectClass *oc, RkClassData *data)
 {
     DeviceClass *dc = DEVICE_CLASS(oc);
 

@@ -10,6 +10,7 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "hw/qdev-properties.h"
+#include "hw/rk3588/qemu_compat.h"
 #include "hw/rk3588/rk_dwcmshc.h"
 #include "hw/sd/sd.h"
 #include "migration/vmstate.h"
@@ -141,7 +142,7 @@ static const VMStateDescription dwcmshc_vmstate = {
     },
 };
 
-static void dwcmshc_class_init(ObjectClass *oc, void *data)
+static void dwcmshc_class_init(ObjectClass *oc, RkClassData *data)
 {
     DeviceClass *dc = DEVICE_CLASS(oc);
 

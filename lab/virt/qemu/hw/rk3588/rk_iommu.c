@@ -20,6 +20,7 @@
 #include "qapi/error.h"
 #include "hw/irq.h"
 #include "hw/qdev-properties.h"
+#include "hw/rk3588/qemu_compat.h"
 #include "hw/rk3588/rk_iommu.h"
 #include "migration/vmstate.h"
 
@@ -433,7 +434,7 @@ static const Property rk_iommu_properties[] = {
     DEFINE_PROP_UINT32("banks", RkIommuState, num_banks, 1),
 };
 
-static void rk_iommu_class_init(ObjectClass *oc, void *data)
+static void rk_iommu_class_init(ObjectClass *oc, RkClassData *data)
 {
     DeviceClass *dc = DEVICE_CLASS(oc);
     ResettableClass *rc = RESETTABLE_CLASS(oc);

@@ -10,6 +10,7 @@
 #include "qemu/log.h"
 #include "qapi/error.h"
 #include "hw/qdev-properties.h"
+#include "hw/rk3588/qemu_compat.h"
 #include "hw/rk3588/rk_regfile.h"
 #include "migration/vmstate.h"
 
@@ -84,7 +85,7 @@ static const Property rk_regfile_properties[] = {
     DEFINE_PROP_BOOL("hiword", RkRegFile, hiword, true),
 };
 
-static void rk_regfile_class_init(ObjectClass *oc, void *data)
+static void rk_regfile_class_init(ObjectClass *oc, RkClassData *data)
 {
     DeviceClass *dc = DEVICE_CLASS(oc);
 

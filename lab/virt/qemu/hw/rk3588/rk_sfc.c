@@ -12,8 +12,8 @@
  */
 #include "qemu/osdep.h"
 #include "qemu/log.h"
-#include "exec/address-spaces.h"
 #include "hw/irq.h"
+#include "hw/rk3588/qemu_compat.h"
 #include "hw/rk3588/rk_sfc.h"
 #include "migration/vmstate.h"
 #include "system/dma.h"
@@ -366,7 +366,7 @@ static const VMStateDescription sfc_vmstate = {
     },
 };
 
-static void sfc_class_init(ObjectClass *oc, void *data)
+static void sfc_class_init(ObjectClass *oc, RkClassData *data)
 {
     DeviceClass *dc = DEVICE_CLASS(oc);
 

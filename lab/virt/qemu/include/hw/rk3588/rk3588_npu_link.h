@@ -6,8 +6,8 @@
 #ifndef HW_RK3588_RK3588_NPU_LINK_H
 #define HW_RK3588_RK3588_NPU_LINK_H
 
-#include "chardev/char-fe.h"
 #include "hw/qdev-core.h"
+#include "hw/rk3588/qemu_compat.h"
 
 #define RK3588_NPU_LINK_BANKS 2
 
@@ -66,7 +66,7 @@ typedef struct Rk3588NpuLinkConfig {
 } Rk3588NpuLinkConfig;
 
 typedef struct Rk3588NpuLink {
-    CharBackend chr;
+    CharFrontend chr;
 
     /* private */
     const Rk3588NpuLinkOps *ops;

@@ -11,7 +11,7 @@
 #ifndef HW_RK3588_SCMI_H
 #define HW_RK3588_SCMI_H
 
-#include "exec/memory.h"
+#include "hw/rk3588/qemu_compat.h"
 #include "hw/sysbus.h"
 #include "target/arm/cpu-qom.h"
 #include "qom/object.h"

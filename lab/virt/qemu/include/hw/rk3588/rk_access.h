@@ -7,7 +7,7 @@
 #define HW_RK3588_RK_ACCESS_H
 
 #include "exec/hwaddr.h"
-#include "exec/memory.h"
+#include "hw/rk3588/qemu_compat.h"
 
 typedef struct RkAccess {
     bool power_off;
