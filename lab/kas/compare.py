@@ -284,10 +284,11 @@ def _trees(a: Side, b: Side) -> Iterable[Difference]:
             why = "selection: the minutes path makes every RK3588 board's, a machine of kas its own"
             yield Difference("device tree", name, _there(name in first), _there(name in second), why)
         elif first[name].read_bytes() != second[name].read_bytes():
-            yield from _tree(name, fdtree.load(first[name]), fdtree.load(second[name]))
+            yield from tree_differences(name, fdtree.load(first[name]), fdtree.load(second[name]))
 
 
-def _tree(name: str, a: fdtree.Tree, b: fdtree.Tree) -> Iterable[Difference]:
+def tree_differences(name: str, a: fdtree.Tree, b: fdtree.Tree) -> Iterable[Difference]:
+    """What differs between two trees; where only numbering or order does, one difference says so."""
     kind = f"device tree {name}"
     if a.has_symbols != b.has_symbols:
         why = "flags: one is compiled with -@ and takes overlays, the other is not"
