@@ -22,6 +22,7 @@ from typing import Any, Self
 
 from lab.errors import ExitCode, KitError
 from lab.process import tail
+from lab.virt import chips
 from lab.virt.dtb import BoardTree, require_npu
 from lab.virt.loader import BOOT_WORD, LOADERS
 from lab.virt.qmp import Qmp, QmpError
@@ -210,6 +211,8 @@ class VirtualBoard:
         for chip, bus in ((config.nor, "mtd"), (config.emmc, "sd")):
             if chip:
                 argv += ["-drive", f"if={bus},index=0,file={_quoted(chip)},format=raw"]
+        if config.emmc:
+            argv += ["-global", f"emmc.product-serial={chips.serial(config.emmc)}"]
         argv += ["-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:{self._port}-:22"]
         argv += ["-device", "virtio-net-device,netdev=net0", "-device", "virtio-rng-device"]
         argv += ["-d", "guest_errors,unimp", "-D", str(self.machine_log)]

@@ -7,6 +7,7 @@ QEMU's card wants it.
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from lab.errors import ExitCode, KitError, from_os_error
@@ -57,3 +58,12 @@ def emmc(path: Path, size: int = EMMC_DEFAULT_SIZE) -> Path:
             f"truncate -s 1G {path}",
         )
     return path
+
+
+def serial(path: Path) -> int:
+    """The serial number of the chip whose content is in a file, 1 to 2**32 - 1: the same whenever it is used.
+
+    It belongs to the file's place, as a chip's belongs to the chip: a copy elsewhere is another chip of equal content.
+    """
+    digest = hashlib.sha256(str(path.resolve()).encode()).digest()
+    return int.from_bytes(digest[:4], "big") or 1

@@ -116,3 +116,25 @@ def test_boot_partitions_are_written_in_spite_of_their_lock(bench: Bench) -> Non
     assert re.match(r"1\s", bench.shell("cat /sys/block/mmcblk0boot0/force_ro"))
     bench.stop()
     assert bench.emmc.read_bytes() == before
+
+
+def test_another_virtual_board_is_another_board(bench: Bench) -> None:
+    """Same content, other chip: its serial number tells, and nothing is written to it."""
+    made = bench.run("backup", "create", "--board", BOARD, "--via", f"virt:{NAME}", "--storage", "emmc")
+    assert made["verified"]
+    bench.stop()
+    before = bench.emmc.read_bytes()
+    image, bench.emmc = bench.root / "new.img", bench.root / "twin.img"
+    image.write_bytes(bytes(24 << 20))
+    bench.emmc.write_bytes(before)
+    bench.start()
+    via = ("--via", f"virt:{NAME}")
+    wish = ("--storage", "emmc", "--image", str(image))
+    refused = bench.run("flash", "plan", "--board", BOARD, *via, *wish, code=ExitCode.REFUSED)
+    assert "backup create" in refused["error"]["hint"]
+    refused = bench.run("flash", "plan", "--board", BOARD, *via, *wish, "--backup", made["backup"], code=3)
+    assert "emmc-cid:emmc" in refused["error"]["message"]
+    refused = bench.run("backup", "restore", "latest", *via, "--yes", "--trust-identity", code=ExitCode.REFUSED)
+    assert "emmc-cid:emmc" in refused["error"]["message"]
+    bench.stop()
+    assert bench.emmc.read_bytes() == before
