@@ -22,6 +22,7 @@ COMMANDS = {
     "demo": "assemble, boot the virtual board, run matmul and convolution on its NPU",
     "test": "run the test suites",
     "build": "assemble a kernel, root file system and board into an artifact set",
+    "kas": "check kas files and layer with the real kas and BitBake",
     "audit": "say what of the NPU's support is in which kernel, with evidence",
     "dtb": "check device trees, any board's and any kernel's, for what the NPU needs",
     "kernel": "check kernels, the kit's and foreign ones, and what the patches would do to them",
