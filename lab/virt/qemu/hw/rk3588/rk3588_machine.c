@@ -295,6 +295,7 @@ static const TypeInfo machine_types[] = {
         .instance_size = sizeof(Rk3588MachineState),
         .instance_finalize = machine_finalize,
         .class_init = machine_class_init,
+        RK_MACHINE_INTERFACES
     },
 };
 
