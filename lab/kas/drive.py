@@ -82,7 +82,7 @@ def run_kas(
     where.build.mkdir(parents=True, exist_ok=True)
     with (
         out.stage(f"kas build {request.machine}") as meter,
-        _shown(Watch(meter, progress, where.build, request.kernel_options.expected_steps)),
+        shown(Watch(meter, progress, where.build, request.kernel_options.expected_steps)),
     ):
         code = session.run(command, cwd=request.project, log=where.log, environment=environment, on_line=progress.feed)
     for warning in progress.warnings:
@@ -103,7 +103,7 @@ def build_environment(where: Places, extra: Mapping[str, str]) -> dict[str, str]
 
 
 @contextmanager
-def _shown(watch: Watch) -> Iterator[None]:
+def shown(watch: Watch) -> Iterator[None]:
     """Update the display all along: long tasks print nothing."""
     done = threading.Event()
 

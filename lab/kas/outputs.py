@@ -14,7 +14,6 @@ _PARSED = re.compile(
 _SUMMARY = re.compile(
     r"Tasks Summary: Attempted (\d+) tasks of which (\d+) didn't need to be rerun and (.*?)\.?$", re.M
 )
-_RUNNING = re.compile(r"Running (?:noexec |setscene )?task (\d+) of (\d+) \((.*?)\)")
 _ERROR = re.compile(r"(?:^|- )(?:ERROR|FATAL|CRITICAL)\s*(?::|-)\s*(.*)", re.M)
 _EDGE = re.compile(r'^"([^"]+)" (?:->|\[)', re.M)
 _RAN = re.compile(r"^INFO: Ran (\d+) tests? in ([\d.]+)s", re.M)
@@ -49,12 +48,6 @@ def tasks(text: str) -> dict[str, Any]:
         return {}
     attempted, kept, how = found[-1]
     return {"tasks": int(attempted), "not_rerun": int(kept), "all_succeeded": "all succeeded" in how}
-
-
-def running(line: str) -> tuple[int, int, str] | None:
-    """Progress that a line tells: task number, of how many, and its name without the recipe's folder."""
-    found = _RUNNING.search(line)
-    return (int(found[1]), int(found[2]), found[3].rsplit("/", 1)[-1]) if found else None
 
 
 def errors(text: str) -> list[str]:

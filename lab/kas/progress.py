@@ -54,6 +54,10 @@ class Progress:
         line = _PREFIX.sub("", raw)
         if " - ERROR " in raw[:40]:
             self.kas_errors.append(line)
+            self._open = "kas"
+        elif self._open == "kas" and line == raw and line:
+            # what git said, below kas's own line
+            self.kas_errors.append(line)
         elif line.startswith("ERROR:"):
             self._error(line)
         elif line.startswith("WARNING:"):

@@ -22,14 +22,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lab import boards
 from lab.assemble.requirements import check_space
 from lab.assemble.sources import REPOSITORY
 from lab.assemble.virt import BuildOptions
 from lab.cache import digest, tree_digest
 from lab.errors import ExitCode, KitError
 from lab.kas import build as product
-from lab.kas import drive, host, outputs, session
+from lab.kas import drive, faults, host, outputs, session
 from lab.kas.drive import Places
+from lab.kas.progress import Progress, Watch
 from lab.kas.request import Request
 from lab.kas.verify_plan import STEPS, Item, is_virtual, items, machines
 from lab.kas.verify_report import summary
@@ -197,31 +199,33 @@ class Verification:
         return path, hashlib.sha256(data).hexdigest()
 
     def kas(self, arguments: Sequence[str], machine: str, log: Path, meter: Meter) -> str:
-        """Run kas, its lines shown as progress; what it printed. KitError with its own words when it fails."""
-
-        def on_line(line: str) -> None:
-            found = outputs.running(line)
-            if found:
-                meter.update(found[0], found[1], found[2])
-            elif "Parsing recipes" in line or "NOTE:" in line:
-                meter.update(0, None, line.partition("NOTE:")[2].strip() or "parsing recipes")
-
-        return self.command([host.find_kas(), *arguments], log, self._environment(machine), on_line)
+        """Run kas; what it printed. KitError with the decisive line when it fails."""
+        progress = Progress()
+        code, text = self.command(
+            [host.find_kas(), *arguments], log, self._environment(machine), progress=progress, meter=meter
+        )
+        if code:
+            board = next(name for name in boards.names() if Path(boards.load(name).kas).stem == machine)
+            raise faults.explain(progress, Request(board, project=self.options.project), log, code)
+        return text
 
     def command(
-        self, words: Sequence[str | Path], log: Path, environment: dict[str, str], on_line: Callable[[str], None]
-    ) -> str:
-        """Run a program in the project; its output. KitError with the lines that say why it failed."""
+        self, words: Sequence[str | Path], log: Path, environment: dict[str, str], *, progress: Progress, meter: Meter
+    ) -> tuple[int, str]:
+        """Run a program in the project, shown on the meter; its exit code and output."""
         start = log.stat().st_size if log.is_file() else 0
-        code = session.run(words, cwd=self.options.project, log=log, environment=environment, on_line=on_line)
+        watch = Watch(meter, progress, self.options.work, 1)
+        with drive.shown(watch):
+            code = session.run(words, cwd=self.options.project, log=log, environment=environment, on_line=progress.feed)
         with log.open("rb") as stream:
             stream.seek(start)
-            text = stream.read().decode(errors="replace")
-        if code:
-            told = outputs.errors(text) or [line for line in tail(log, 1).splitlines() if line.strip()]
-            message = told[0] if told else f"{Path(words[0]).name} ended with {code} and without an error line"
-            raise KitError(ExitCode.FAILED, message, f"the whole output: {log}", log=log)
-        return text
+            return code, stream.read().decode(errors="replace")
+
+    def plain(
+        self, words: Sequence[str | Path], log: Path, environment: dict[str, str], meter: Meter
+    ) -> tuple[int, str]:
+        """A program that is not kas."""
+        return self.command(words, log, environment, progress=Progress(stage=Path(words[0]).name), meter=meter)
 
     def shell(self, item: Item, command: str, log: Path, meter: Meter) -> str:
         """A command in BitBake's environment for the item's machine and options."""
@@ -264,8 +268,7 @@ def _graph(run: Verification, item: Item, log: Path, meter: Meter) -> dict[str, 
 def _dryrun(run: Verification, item: Item, log: Path, meter: Meter) -> dict[str, Any]:
     assert item.configuration is not None
     targets = " ".join(shlex.quote(target) for target in item.configuration.targets)
-    text = run.shell(item, f"bitbake -n {targets}", log, meter)
-    found = outputs.tasks(text)
+    found = outputs.tasks(run.shell(item, f"bitbake -n {targets}", log, meter))
     wrong = "" if found.get("all_succeeded") else "BitBake's summary does not say that all tasks succeeded"
     return {**found, "wrong": wrong}
 
@@ -285,16 +288,12 @@ def _layer(run: Verification, item: Item, log: Path, meter: Meter) -> dict[str, 
         f"printf %s {shlex.quote(_CHECK_CONF)} >> conf/local.conf; "
         f"exec {shlex.join([*words, '--', str(project / 'recipes')])}"
     )
-
-    def on_line(line: str) -> None:
-        if line.startswith("INFO: ") and line[6:].strip():
-            meter.update(0, None, line[6:].strip())
-
-    text = run.command(["bash", "-c", script], log, run._environment("check-layer"), on_line)
+    code, text = run.plain(["bash", "-c", script], log, run._environment("check-layer"), meter)
     found = outputs.layer_check(text)
     bad = [f"{name}: {verdict}" for name, verdict in found["verdicts"].items() if verdict != "PASS"]
-    wrong = "; ".join(bad) if found["verdicts"] else "yocto-check-layer gave no verdict"
-    return {**found, "wrong": wrong}
+    if not found["verdicts"]:
+        bad = [*outputs.errors(text), f"yocto-check-layer ended with {code} and without a verdict"][:1]
+    return {**found, "wrong": "; ".join(bad)}
 
 
 def _patches(run: Verification, item: Item, log: Path, meter: Meter) -> dict[str, Any]:
@@ -311,12 +310,12 @@ def _patches(run: Verification, item: Item, log: Path, meter: Meter) -> dict[str
         (layer / "conf/layer.conf").write_text("")
         for words in (["init", "-q"], ["add", "-A"]):
             subprocess.run(["git", "-C", str(layer), *words], check=True, capture_output=True)
-        text = run.command([sys.executable, review, "-v", layer], log, dict(os.environ), lambda line: None)
+        _, text = run.plain([sys.executable, review, "-v", layer], log, dict(os.environ), meter)
     finally:
         shutil.rmtree(layer, ignore_errors=True)
     counts = outputs.patch_review(text)
     if not counts.get("Total patches found"):
-        return {"patches": counts, "wrong": "patchreview found no patch"}
+        return {"patches": counts, "wrong": (tail(log, 1) or "patchreview printed nothing").strip()}
     return {"patches": counts, "wrong": "; ".join(outputs.faulty_patches(counts))}
 
 
@@ -346,11 +345,16 @@ def _board(run: Verification, item: Item, log: Path, meter: Meter) -> dict[str, 
         for name in QUICK:
             words += ["--test", f"tests/board/{name}"]
     # the document stands at the end of what it prints
-    text = run.command(_npulab(words), log, dict(os.environ), lambda line: meter.update(0, None, line))
-    document = json.loads(text[text.index("\n{") :])
+    code, text = run.plain(_npulab(words), log, dict(os.environ), meter)
+    if "\n{\n" not in text:
+        raise KitError(ExitCode.FAILED, f"npulab test board ended with {code} and without a result", f"log: {log}")
+    document = json.JSONDecoder().raw_decode(text, text.rindex("\n{\n") + 1)[0]
+    if "suites" not in document:
+        raise KitError(ExitCode.FAILED, document["error"]["message"], document["error"]["hint"], log=log)
     suite = document["suites"][0]
     facts = {name: suite[name] for name in ("tests", "failures", "errors", "skipped")}
-    return {"tree": run.options.tree, "quick": run.options.quick, **facts, "report": document["report"]}
+    wrong = "" if document["ok"] else f"{suite['failures']} tests failed, {suite['errors']} ended in an error"
+    return {"tree": run.options.tree, "quick": run.options.quick, **facts, "report": document["report"], "wrong": wrong}
 
 
 def _npulab(words: Sequence[str]) -> list[str]:
