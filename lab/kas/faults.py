@@ -19,7 +19,7 @@ MIRROR_HINT = "connect it, name a mirror (--option mirrors, docs/kas.md), or put
 def explain(progress: Progress, request: Request, log: Path, code: int) -> KitError:
     """The error for a kas that ended with ``code``."""
     lines = [*progress.kas_errors, *progress.errors]
-    text = "\n".join([*lines, *progress.excerpt])
+    text = "\n".join([*lines, *progress.excerpt, *progress.last])
     for pattern, make in _CAUSES:
         match = re.search(pattern, text, re.MULTILINE)
         if match:
@@ -59,10 +59,16 @@ def _missing_repository(match: re.Match[str]) -> _Answer:
     return ExitCode.INFRASTRUCTURE, f"the repository {match['url']} is not there", hint
 
 
+_COMMIT_HINT = "the lock file names what the repository lacks: kas lock --update, or fetch it into KAS_REPO_REF_DIR"
+
+
 def _missing_commit(match: re.Match[str]) -> _Answer:
-    message = f"{match[0].strip()}"
-    hint = "the lock file names a commit that the repository lacks: kas lock --update, or fetch into KAS_REPO_REF_DIR"
-    return ExitCode.MISMATCH, message, hint
+    message = f"the repository {Path(match['folder']).name} has no commit {match['commit']}"
+    return ExitCode.MISMATCH, message, _COMMIT_HINT
+
+
+def _missing_ref(match: re.Match[str]) -> _Answer:
+    return ExitCode.MISMATCH, match[0].strip(), _COMMIT_HINT
 
 
 def _fetch(match: re.Match[str]) -> _Answer:
@@ -128,6 +134,7 @@ def _nothing_provides(match: re.Match[str]) -> _Answer:
 
 
 _CAUSES: _Causes = (
+    (r"(?P<folder>[^\s\"]+)\$ git rev-parse --verify --end-of-options (?P<commit>\w+)\^\{commit\}", _missing_commit),
     (r"No space left on device|disk space monitor action is|Immediately halt since the disk space", _space),
     (r"Could not resolve host: (?P<host>[^\s']+)", _repository),
     (r"Failed to connect to (?P<host>\S+)|connect to host (?P<ssh>\S+) port", _repository),
@@ -140,7 +147,7 @@ _CAUSES: _Causes = (
     (
         r"(?:Branch|Tag|Commit) \S+ cannot be found in repository.*|.*upload-pack: not our ref \S+"
         r"|.*reference is not a tree: \S+",
-        _missing_commit,
+        _missing_ref,
     ),
     (r"[Ll]ines of the fragments that did not survive into \.config: (?P<lines>.*?)\. Look", _fragment),
     (r"Applying patch '(?P<patch>[^']+)' on target directory", _patch),

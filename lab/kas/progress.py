@@ -40,6 +40,8 @@ class Progress:
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     kas_errors: list[str] = field(default_factory=list)
+    last: list[str] = field(default_factory=list)
+    """The last lines of no particular form: programs that end before BitBake's messages work say why there."""
     task_log: Path | None = None
     excerpt: list[str] = field(default_factory=list)
     active: dict[str, float] = field(default_factory=dict)
@@ -99,6 +101,7 @@ class Progress:
             self.parse_seconds = time.monotonic() - self._started
 
     def _plain(self, line: str) -> None:
+        self.last = [*self.last[1 - LOG_TAIL :], line]
         parsed = _PARSED.match(line)
         if parsed:
             self.recipes = int(parsed[1])
