@@ -240,6 +240,8 @@ class LinuxTransport:
             storage = self._storage(node)
             if part or not storage or not int(sectors or 0) or (kind == "SD") != (storage.kind == "sd"):
                 continue
+            if storage.kind == "spi-nor":  # mtdblock, where the kernel has it: the character device is the medium
+                continue
             hardware = re.search(r"(boot[01])$", name) if storage.kind == "emmc" else None
             full = f"{storage.name}.{hardware[1]}" if hardware else storage.name
             devices = {device, *(r[5] for r in blocks if r[3] and r[4] == name)}
@@ -264,6 +266,15 @@ class LinuxTransport:
                 key, column = keys[self._media[name].kind]
                 values[f"{key}:{name}"] = rows[0][column]
         return clean(values)
+
+    def located(self, number: str) -> tuple[str, str] | None:
+        """The medium and the block device behind a device number (``179:1``); None when it is on no known medium."""
+        for row in self._rows:
+            if row[0] == "block" and len(row) == 10 and row[5] == number:
+                disk = row[4] if row[3] else row[1]
+                names = [name for name, device in self._devices.items() if device == disk]
+                return (names[0], row[1]) if names else None
+        return None
 
     def storages(self) -> list[StorageInfo]:
         order = [storage.name for storage in self.board.storage]
