@@ -9,7 +9,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure; ``goal`` is the most (or with ``at_least`` the least) that is good."""
+    """One measured figure; ``goal`` is the most (or with ``at_least`` the least) that is good.
+
+    ``missing``: why it was not measured on this machine; then there is no value.
+    """
 
     name: str
     value: float
@@ -18,17 +21,19 @@ class Figure:
     command: str
     at_least: bool = False
     note: str = ""
+    missing: str = ""
 
     @property
     def ok(self) -> bool:
         """Whether it meets its goal."""
-        return self.value >= self.goal if self.at_least else self.value <= self.goal
+        return not self.missing and (self.value >= self.goal if self.at_least else self.value <= self.goal)
 
     def cells(self) -> list[object]:
         """A row of the table."""
         goal = f"{'>=' if self.at_least else '<='} {self.goal:g}"
-        return [self.name, f"{self.value:.4g}", self.unit, goal, "ok" if self.ok else "MISSED", self.command]
+        value, state = (f"{self.value:.4g}", "ok" if self.ok else "MISSED") if not self.missing else ("-", "NOT RUN")
+        return [self.name, value, self.unit, goal, state, self.command]
 
     def document(self) -> dict[str, Any]:
         """A row of ``figures`` in the JSON document."""
-        return {**asdict(self), "value": round(self.value, 4), "ok": self.ok}
+        return {**asdict(self), "value": None if self.missing else round(self.value, 4), "ok": self.ok}

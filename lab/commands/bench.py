@@ -13,7 +13,7 @@ from lab.output import Output
 from lab.virt.results import new_results_dir
 
 HELP = "measure the figures that the kit promises"
-AREAS = ("virt", "model", "npu", "firmware", "farm", "kernel")
+AREAS = ("virt", "model", "npu", "firmware", "farm", "kernel", "kas")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,10 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     out.table("figures", ["figure", "value", "unit", "goal", "", "command"], rows)
     out.say(f"logs: {results}")
     documents = [figure.document() for figure in figures]
-    return {"ok": all(figure.ok for figure in figures), "figures": documents, "results": str(results)}
+    missed = any(not figure.ok and not figure.missing for figure in figures)
+    missing = any(figure.missing for figure in figures)
+    code = ExitCode.FAILED if missed else ExitCode.INFRASTRUCTURE if missing else ExitCode.OK
+    return {"ok": code is ExitCode.OK, "exit": int(code), "figures": documents, "results": str(results)}
 
 
 def _measure(args: argparse.Namespace, results: Path, out: Output) -> list[Figure]:
@@ -48,6 +51,10 @@ def _measure(args: argparse.Namespace, results: Path, out: Output) -> list[Figur
         from lab.kernel import figures as kernel
 
         return kernel.measure(out, quick=args.quick)
+    if args.area == "kas":
+        from lab.kas import figures as product
+
+        return product.measure(out, quick=args.quick)
     if args.area in ("model", "npu"):
         from lab.npu import figures as npu
 

@@ -104,6 +104,8 @@ def check_locale() -> None:
 def check_tools(request: Request) -> None:
     """The programs that OE-core calls, and with the option host-toolchain those that it would else build."""
     wanted = {**TOOLS, **(HOST_TOOLCHAIN if "host-toolchain" in request.options else {})}
+    if "icecc" in request.options:
+        wanted["icecc"] = "icecc"
     missing = {program: package for program, package in wanted.items() if shutil.which(program) is None}
     if missing:
         packages = " ".join(sorted(set(missing.values())))

@@ -44,6 +44,9 @@ class Request:
             _known("option", name, options(self.project))
         if "loader" in self.options and boards.load(self.board).virtual:
             raise KitError(ExitCode.USAGE, "the virtual board has no loader", "leave --option loader out")
+        if "icecc" in self.options and "host-toolchain" not in self.options:
+            message = "--option icecc: OE-core's own compilers cannot run on a cluster, this machine's can"
+            raise KitError(ExitCode.USAGE, message, "add --option host-toolchain --image kernel")
         if "host-toolchain" in self.options and self.image != "kernel":
             message = "--option host-toolchain builds no image: this machine's compiler makes kernels only"
             raise KitError(ExitCode.USAGE, message, "add --image kernel")

@@ -113,6 +113,7 @@ def test_every_board_has_a_machine() -> None:
         ({"options": ("ofline",)}, "offline"),
         ({"kernel": "mainline"}, "7.3, 6.18"),
         ({"options": ("host-toolchain",)}, "--image kernel"),
+        ({"options": ("icecc",)}, "--option host-toolchain"),
         ({"board": "virt", "options": ("loader",)}, "--option loader"),
     ],
 )

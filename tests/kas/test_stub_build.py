@@ -43,7 +43,7 @@ def test_build_asks_for_the_image_of_the_machine(kas: Kas, machine: str) -> None
         ("loader", 'NPULAB_LOADER = "1"'),
         ("offline", 'BB_NO_NETWORK = "1"'),
         ("mirrors", 'BB_SIGNATURE_HANDLER = "OEEquivHash"'),
-        ("icecc", 'INHERIT += "icecc"'),
+        ("icecc", 'CCACHE:pn-linux-rocket = "icecc "'),
         ("testimage", 'IMAGE_CLASSES += "testimage"'),
         ("host-toolchain", "require conf/include/npulab-host-toolchain.inc"),
     ],
