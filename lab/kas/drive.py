@@ -20,8 +20,8 @@ from lab.kas.request import Request
 from lab.output import Output
 
 SHOW_SECONDS = 1.0
-OLD_TOOLS = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME")
-"""Variables of the kit's own Python, which must not reach the build."""
+OLD_TOOLS = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "TMPDIR")
+"""Variables of the kit's own Python, and one that means something else to BitBake: they must not reach the build."""
 
 
 @dataclass(frozen=True)
