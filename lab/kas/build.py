@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ def build(request: Request, options: BuildOptions, out: Output, where: Places | 
     spec = str(options.source) if options.source is not None else None
     drive.preflight(request, where)
     variables, origin = source.find(request, spec, cache, apt, out)
+    if options.jobs != os.cpu_count():
+        variables |= {"BB_NUMBER_THREADS": str(options.jobs), "PARALLEL_MAKE": f"-j {options.jobs}"}
     outcome = drive.build(request, where, out, variables)
     found = collect.look(request, where)
     kernel = collect.kernel_entry(found, request, origin, apt, cache, out, where.log)

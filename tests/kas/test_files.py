@@ -131,6 +131,21 @@ def test_menu_joins_what_is_chosen() -> None:
     ]
 
 
+def test_menu_offers_this_machines_compiler_for_kernels_only() -> None:
+    tree = menu()
+    for name in ("HOST_TOOLCHAIN", "ICECC"):
+        tree.syms[name].set_value(2)
+    assert chosen(tree) == ["kas/rock-5-itx-plus.yml", "kas/opt/kernel-7.3.yml"]
+    tree.syms["IMAGE_KERNEL"].set_value(2)
+    assert chosen(tree)[2:] == ["kas/opt/kernel-only.yml", "kas/opt/host-toolchain.yml", "kas/opt/icecc.yml"]
+
+
+def test_menu_and_options_are_the_same() -> None:
+    offered = {value.str_value for symbol in menu().unique_defined_syms for value, _ in symbol.defaults}
+    files = {f"kas/opt/{path.name}" for path in (KAS / "opt").glob("*.yml")}
+    assert {name for name in offered if name.startswith("kas/opt/")} == files
+
+
 def test_menu_offers_no_loader_for_the_virtual_board() -> None:
     tree = menu()
     tree.syms["LOADER"].set_value(2)
