@@ -70,6 +70,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=("emmc", "emmc-bootcount"),
         help="start from the eMMC as U-Boot would (with bootcount: one that counts starts); a new one gets a system",
     )
+    up.add_argument("--rescue", action="store_true", help="with --boot: the first start is from the board's own disks")
     up.add_argument("--quirks", type=Path, metavar="FILE", help="answers of a board (npulab npu probe) for its NPU")
     shell = verbs.add_parser("shell", help="log in; after -- a command to run instead of a shell")
     shell.add_argument("--name", help="which board, when several run")
@@ -77,6 +78,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     cycle = verbs.add_parser("cycle", help="take the power away and give it back (boards that start from their eMMC)")
     cycle.add_argument("name", nargs="?", help="which board, when several run")
     cycle.add_argument("--label", default="", help="entry to start this once, as set at the loader's prompt")
+    cycle.add_argument("--rescue", action="store_true", help="start from the board's own disks, as from a card")
     down = verbs.add_parser("down", help="stop a board")
     down.add_argument("name", nargs="?", help="which board, when several run")
     down.add_argument("--all", action="store_true", help="stop all")
@@ -128,7 +130,7 @@ def _up(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     )
     if args.boot:
         loader = "bootcount" if args.boot == "emmc-bootcount" else "stock"
-        config = replace(config, loader=loader, disks=(artifacts.kit,))
+        config = replace(config, loader=loader, rescue=args.rescue)
     board = VirtualBoard(config, results)
     started = time.monotonic()
     with board, out.stage("booting"):
@@ -164,7 +166,7 @@ def _cycle(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     board = find_board(args.name)
     started = time.monotonic()
     with out.stage("starting from the eMMC"):
-        power_cycle(board, args.label)
+        power_cycle(board, args.label, rescue=args.rescue)
         if not wait_for_ssh(board.ssh_port, BOOT_SECONDS):
             what = f"{board.name} has no SSH server {BOOT_SECONDS:.0f} s after the power came back"
             raise KitError(ExitCode.LINK, what, "console.log has the boot", tail=tail(board.log))

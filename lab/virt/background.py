@@ -14,6 +14,7 @@ from typing import Any
 
 from lab.errors import ExitCode, KitError
 from lab.process import tail
+from lab.virt.loader import LABEL, RESCUE
 from lab.virt.qmp import Qmp
 from lab.virt.runtime import running_boards
 
@@ -101,10 +102,11 @@ def wait_for_ssh(port: int, patience: float = 30.0) -> bool:
     return False
 
 
-def power_cycle(board: BackgroundBoard, label: str = "") -> None:
+def power_cycle(board: BackgroundBoard, label: str = "", *, rescue: bool = False) -> None:
     """Take the power away from a board that starts from its eMMC and give it back; what it had not written is lost.
 
-    ``label``: the entry to start this once, as somebody at the loader's prompt would choose it.
+    ``label``: the entry to start this once, as somebody at the loader's prompt would choose it; ``rescue``: start from
+    the virtual board's own disks, as from a card.
     """
     if not board.loader:
         raise KitError(
@@ -113,7 +115,9 @@ def power_cycle(board: BackgroundBoard, label: str = "") -> None:
             "npulab virt up --emmc FILE --boot emmc starts such a board",
         )
     if label:
-        (board.runtime / "label").write_text(label)
+        (board.runtime / LABEL).write_text(label)
+    if rescue:
+        (board.runtime / RESCUE).touch()
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.connect(str(board.runtime / "monitor.sock"))

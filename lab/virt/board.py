@@ -24,7 +24,7 @@ from lab.errors import ExitCode, KitError
 from lab.process import tail
 from lab.virt import chips
 from lab.virt.dtb import BoardTree, require_npu
-from lab.virt.loader import BOOT_WORD, LOADERS
+from lab.virt.loader import BOOT_WORD, LOADERS, RESCUE
 from lab.virt.qmp import Qmp, QmpError
 from lab.virt.runtime import Runtime, create_runtime, parse_size
 from lab.virt.supervisor import Program, Supervisor
@@ -45,8 +45,8 @@ class BoardConfig:
     images, the root file system first, never written to; ``nor`` (16 MiB) and ``emmc`` (boot partitions of 4 MiB each,
     then the user area, together a power of two) are raw images of the flash chips, which the guest does write to;
     ``loader`` (``stock`` or ``bootcount``, `lab.virt.loader`): the board starts from its eMMC; kernel, initrd and
-    command line are then found there at each start, and ``dtb`` is the loader's own tree. ``extra`` are further QEMU
-    arguments.
+    command line are then found there at each start, and ``dtb`` is the loader's own tree; with ``rescue`` the first
+    start is from the disks, as from a card. ``extra`` are further QEMU arguments.
     """
 
     qemu: Path
@@ -65,6 +65,7 @@ class BoardConfig:
     model: Sequence[str] = (sys.executable, "-m", "rknpu_userspace.model.server")
     quirks: Path | None = None
     loader: str = ""
+    rescue: bool = False
     extra: Sequence[str] = field(default_factory=tuple)
 
 
@@ -168,6 +169,7 @@ class VirtualBoard:
             "argv": self.qemu_argv(runtime),
             "loader": config.loader,
             "emmc": str(config.emmc),
+            "rescue": self._kernel_argv(),
             "dtb": str(config.dtb),
             "fdtfile": f"rockchip/{config.dtb.name}",
             "runtime": str(runtime.path),
@@ -176,6 +178,8 @@ class VirtualBoard:
         }
         path = runtime.path / "loader.json"
         path.write_text(json.dumps(spec))
+        if config.rescue:
+            (runtime.path / RESCUE).touch()
         return [sys.executable, "-m", "lab.virt.loader", str(path)]
 
     def _boot_argv(self, runtime: Runtime) -> list[str]:
@@ -184,6 +188,11 @@ class VirtualBoard:
         if config.loader:
             monitor = f"unix:{_quoted(runtime.socket('loader'))},server=on,wait=off"
             return [BOOT_WORD, "-qmp", monitor, "-action", "reboot=shutdown"]
+        return self._kernel_argv()
+
+    def _kernel_argv(self) -> list[str]:
+        """The configuration's own kernel and root file system."""
+        config = self.config
         argv = ["-kernel", str(config.kernel), "-dtb", str(config.dtb), "-append", config.cmdline]
         return [*argv, "-initrd", str(config.initrd)] if config.initrd else argv
 

@@ -7,6 +7,9 @@ found there. Two loaders are played: ``stock``, as the mainline configurations o
 ``bootcount``, the same with ``CONFIG_BOOTCOUNT_FS`` (docs/firmware.md has the lines), which counts starts in a file and
 takes the ``fallback`` label after one that was not confirmed. No loader code runs; what it would say is in console.log.
 
+Somebody at the board can choose an entry for one start (``setenv pxe_label_override`` at the loader's prompt), or put
+in a medium that comes first: two files in the runtime directory stand for that.
+
 QEMU is told to end at a reset. A guest that switches itself off ends this program with 0; QEMU's own failure ends it
 with QEMU's code; all else (reset, ``quit`` on the monitor, which takes the power away) starts it again.
 """
@@ -41,6 +44,9 @@ IMAGE_MAGIC = b"ARM\x64"
 FDT_MAGIC = b"\xd0\x0d\xfe\xed"
 BOOT_WORD = "@BOOT@"
 """Stands in the argument list for what depends on the entry."""
+
+LABEL, RESCUE = "label", "rescue"
+"""Files in the board's runtime directory that the next start looks for: an entry's name; start from another medium."""
 
 Say = Callable[[str], None]
 
@@ -174,6 +180,7 @@ class Player:
         self.runtime, self.log = Path(spec["runtime"]), Path(spec["console_log"])
         self.machine_log, self.dtb = Path(spec["machine_log"]), str(spec["dtb"])
         self.loader = Loader(Path(spec["emmc"]), spec["loader"], spec["fdtfile"], self.say)
+        self.rescue: list[str] = spec["rescue"]
         self.child: subprocess.Popen[bytes] | None = None
         self.starts = 0
 
@@ -183,7 +190,12 @@ class Player:
             stream.write(f"loader: {text}\n")
 
     def _boot_words(self) -> list[str]:
-        override = self.runtime / "label"
+        rescue = self.runtime / RESCUE
+        if rescue.exists():
+            rescue.unlink()
+            self.say(f"start {self.starts + 1}: from another medium")
+            return self.rescue
+        override = self.runtime / LABEL
         wanted = override.read_text().strip() if override.exists() else ""
         override.unlink(missing_ok=True)
         self.say(f"start {self.starts + 1}: this is not U-Boot, but what it would do with this eMMC")

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lab.errors import ExitCode, KitError
 from lab.firmware.flash.plan import FlashPlan, Item
@@ -22,7 +23,8 @@ from lab.output import Meter
 
 CHUNK = 1 << 20
 
-STATES = ("planned", "writing", "written", "verified", "committed", "rolling-back", "rolled-back")
+STATES = ("planned", "writing", "written", "armed", "verified", "committed", "fell-back", "rolling-back", "rolled-back")
+"""``armed`` and ``fell-back`` are of boot entries on trial (`lab.firmware.flash.entry`)."""
 
 SourceOf = Callable[[Item, StorageInfo], Source]
 
@@ -38,16 +40,21 @@ class Journal:
         entry = {"state": state, "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **more}
         disk.append(self.path, json.dumps(entry).encode() + b"\n")
 
-    def states(self) -> list[str]:
-        """All states so far; a torn last line does not count."""
+    def entries(self) -> list[dict[str, Any]]:
+        """All lines so far; a torn last line does not count."""
         found = []
         for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []:
             if line.endswith(b"\n"):
                 try:
-                    found.append(str(json.loads(line)["state"]))
-                except (ValueError, KeyError):
+                    entry = json.loads(line)
+                    found.append({**entry, "state": str(entry["state"])})
+                except (ValueError, KeyError, TypeError):
                     continue
         return found
+
+    def states(self) -> list[str]:
+        """The states of all lines."""
+        return [entry["state"] for entry in self.entries()]
 
     @property
     def state(self) -> str:

@@ -274,6 +274,11 @@ def with_default(text: str, default: str) -> str:
     return _set_word(text, ("default", "ontimeout"), default)
 
 
+def with_fallback(text: str, fallback: str) -> str:
+    """The file with another fallback."""
+    return _set_word(text, ("fallback",), fallback)
+
+
 def with_entry(text: str, label: Label, default: str, fallback: str) -> str:
     """The file with a label at its end, a default and a fallback; all other labels stay as they are.
 
@@ -283,7 +288,7 @@ def with_entry(text: str, label: Label, default: str, fallback: str) -> str:
     if old.label(label.name) is not None:
         text = without_entry(text, label.name)
     body = text if text.endswith("\n") or not text else text + "\n"
-    made = with_default(_set_word(body, ("fallback",), fallback), default) + "\n" + render_label(label)
+    made = with_default(with_fallback(body, fallback), default) + "\n" + render_label(label)
     _assure(made, old, label, default)
     return made
 

@@ -122,6 +122,18 @@ def changes(store: Store, plan: FlashPlan, infos: dict[str, StorageInfo]) -> lis
     return list(rows.values())
 
 
+def plan_path(store: Store, run: str) -> Path:
+    """The plan's file of the run of that id, or of the newest with ``latest``."""
+    if run == "latest":
+        known = sorted(store.runs.glob("flash-*/plan.json")) if store.runs.is_dir() else []
+        if not known:
+            raise KitError(ExitCode.USAGE, "there is no flash run yet", "npulab flash plan makes one")
+        return known[-1]
+    if "/" in run:
+        raise KitError(ExitCode.USAGE, f"{run} is not the id of a flash run")
+    return store.runs / run / "plan.json"
+
+
 class Session:
     """A run that has a directory in the store."""
 
@@ -134,14 +146,7 @@ class Session:
     @staticmethod
     def load(store: Store, run: str) -> Session:
         """The run of that id, or the newest with ``latest``."""
-        if run == "latest":
-            known = sorted(store.runs.glob("flash-*/plan.json")) if store.runs.is_dir() else []
-            if not known:
-                raise KitError(ExitCode.USAGE, "there is no flash run yet", "npulab flash plan makes one")
-            return Session(store, plans.load(known[-1]))
-        if "/" in run:
-            raise KitError(ExitCode.USAGE, f"{run} is not the id of a flash run")
-        return Session(store, plans.load(store.runs / run / "plan.json"))
+        return Session(store, plans.load(plan_path(store, run)))
 
     def save(self) -> None:
         """Keep the plan; the journal begins."""
