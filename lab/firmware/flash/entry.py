@@ -383,7 +383,8 @@ class EntrySession:
                 present += file.size
         target.write(self.plan.init_path, self.plan.init.encode(), 0o755)
         if any(file.path.endswith(".ko") for file in payload.files):
-            transport.remote.run(f"! command -v depmod >/dev/null || depmod {payload.release}", timeout=120)
+            depmod = f'depmod -b "${{NPULAB_ROOT:-}}/usr" {payload.release}'
+            transport.remote.run(f"! command -v depmod >/dev/null || {depmod}", timeout=120)
         target.checkpoint(list(self.plan.points))
         self.journal.add("written")
         return Staged(written, present)

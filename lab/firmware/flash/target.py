@@ -24,6 +24,8 @@ from lab.firmware.transports.linux import LinuxTransport
 
 CONF = "/boot/extlinux/extlinux.conf"
 PART = ".npulab-part"
+SURVEY_SECONDS = 90.0
+"""Seen: 0.3 s; a board whose processors are busy takes its time."""
 
 SURVEY = r"""
 R=${NPULAB_ROOT:-}
@@ -34,7 +36,7 @@ echo "cmdline|$(get "$R/proc/cmdline")"
 echo "version|$(get "$R/proc/version")"
 echo "model|$(get "$R/proc/device-tree/model")"
 while read -r line; do echo "mount|$line"; done < "$R/proc/self/mountinfo"
-for d in "$R"/sys/class/block/*; do
+for d in "$R"/sys/class/block/*; do [ -e "$d/partition" ] || continue
   u=$(sed -n 's/^PARTUUID=//p' "$d/uevent" 2>/dev/null)
   echo "block|${d##*/}|$(get "$d/dev")|$(get "$d/start")|$(get "$d/size")|$u"
 done
@@ -101,7 +103,10 @@ def _mount(line: str) -> Mount | None:
 
 def survey(transport: LinuxTransport) -> Survey:
     """Look at the board; KitError (link) when its answer is not complete."""
-    rows = [line.split("|") for line in transport.remote.run(SURVEY).decode(errors="replace").splitlines()]
+    rows = [
+        line.split("|")
+        for line in transport.remote.run(SURVEY, timeout=SURVEY_SECONDS).decode(errors="replace").splitlines()
+    ]
     if not rows or rows[-1][0] != "end":
         raise link_error(f"{transport.name}: the board's answer is incomplete", "is there a root shell?")
     one = {row[0]: "|".join(row[1:]) for row in rows}
@@ -241,7 +246,10 @@ class Target:
         """Bring file systems out of their journals; False where the board has no tool for it."""
         quoted = " ".join(_q(point) for point in points)
         each = f"for m in {quoted}; do fsfreeze -f $m || exit 0; fsfreeze -u $m; done"
-        return self._run(f"sync; trap '' HUP INT TERM; {each}; echo done").endswith("done")
+        # below another root (a board made of files) they are this machine's own
+        return self._run(f"sync; trap '' HUP INT TERM; [ -n \"$NPULAB_ROOT\" ] || {{ {each}; }}; echo done").endswith(
+            "done"
+        )
 
     def remove(self, paths: list[str], folders: list[str]) -> None:
         """Remove files, then directories as far as they are empty."""

@@ -200,7 +200,7 @@ class LinuxTransport:
 
     def __init__(self, board: Board, remote: Remote) -> None:
         self.board, self.remote, self.name = board, remote, remote.name
-        rows = [line.split("|") for line in remote.run(DISCOVER).decode(errors="replace").splitlines()]
+        rows = [line.split("|") for line in remote.run(DISCOVER, timeout=90).decode(errors="replace").splitlines()]
         if not rows or rows[-1][0] != "end":
             raise link_error(f"{self.name}: the board's answer is incomplete", "is there a root shell?")
         self._rows = rows
