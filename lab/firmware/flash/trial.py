@@ -164,14 +164,28 @@ class Trial:
                 return self.run(transport, commit=commit)
             if armed.get("state") == "armed" and armed["boot"] != found.boot_id:
                 raise self._fell_back(transport, ["it did not come up"])
-            with self.out.stage("bringing the files over") as meter:
-                session.stage(transport, meter)
-            session.arm(transport)
+            self._bring(transport)
             if not self.power.available:
                 return Verdict("armed", found)
             return self.run(transport, commit=commit)
         finally:
             transport.close()
+
+    def _bring(self, transport: LinuxTransport) -> None:
+        """Stage and arm; an error says how to go on."""
+        plan = self.session.plan
+        go_on = f"go on with `npulab flash run {plan.id}` or back with `npulab flash rollback {plan.id}`"
+        try:
+            with self.out.stage("bringing the files over") as meter:
+                self.session.stage(transport, meter)
+            self.session.arm(transport)
+        except KeyboardInterrupt:
+            what = f"{plan.id} was interrupted; the board starts {plan.old_default} as before"
+            raise KitError(ExitCode.ABORTED, what, go_on) from None
+        except KitError as error:
+            if error.code is ExitCode.LINK:
+                raise KitError(error.code, f"{plan.id}: {error.message}", go_on) from error
+            raise
 
     def run(self, transport: LinuxTransport, *, commit: bool = True) -> Verdict:
         """From an armed board to the verdict; a board that runs the new entry is judged as it is."""
