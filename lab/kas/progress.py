@@ -54,14 +54,18 @@ class Progress:
     def feed(self, raw: str) -> None:
         """One line of kas's output."""
         line = _PREFIX.sub("", raw)
-        if " - ERROR " in raw[:40]:
-            self.kas_errors.append(line)
-            self._open = "kas"
+        if line.startswith("ERROR:"):
+            self._error(line)
+        elif " - ERROR " in raw[:40]:
+            # what BitBake writes on stderr is an error to kas, the lines below one too
+            if self._open == "error":
+                self.errors.append(line)
+            else:
+                self.kas_errors.append(line)
+                self._open = "kas"
         elif self._open == "kas" and line == raw and line:
             # what git said, below kas's own line
             self.kas_errors.append(line)
-        elif line.startswith("ERROR:"):
-            self._error(line)
         elif line.startswith("WARNING:"):
             self.warnings.append(line.removeprefix("WARNING:").strip())
             self._open = ""
@@ -72,16 +76,18 @@ class Progress:
             self._note(line)
         elif self._open == "error" and self.errors:
             self.errors.append(line)
-        else:
+        elif self._open != "known":
             self._plain(line)
 
     def _error(self, line: str) -> None:
         log = _FAILED_LOG.match(line)
         if log:
             self.task_log = Path(log[1])
-        self._open = "" if _NOISE.match(line) else "error"
-        if self._open:
-            self.errors.append(line.removeprefix("ERROR:").strip())
+        text = line.removeprefix("ERROR:").strip()
+        # kas repeats all of them at its end
+        self._open = "known" if text in self.errors else "" if _NOISE.match(line) else "error"
+        if self._open == "error":
+            self.errors.append(text)
 
     def _note(self, line: str) -> None:
         running, task, summary = _RUNNING.match(line), _TASK.match(line), _SUMMARY.search(line)

@@ -363,6 +363,18 @@ def test_bitbake_error_is_one_clear_line(name: str) -> None:
     assert error.hint
 
 
+def test_error_lines_on_stderr_and_repeated_by_kas_count_once() -> None:
+    progress = Progress()
+    head = "ERROR: linux-rocket-7.3.4-r0 do_package_write_deb: Fatal errors occurred in subprocesses:"
+    for line in (head, "[Errno 28] No room", "", "NOTE: recipe x: task do_y: Failed"):
+        progress.feed(f"2026-11-21 12:00:42 - {'INFO ' if 'NOTE' in line else 'ERROR'}    - {line}")
+    progress.feed('2026-11-21 12:00:50 - ERROR    - Command "bitbake" failed:')
+    for line in (head, "[Errno 28] No room"):
+        progress.feed(line)
+    assert progress.errors == [head.removeprefix("ERROR: "), "[Errno 28] No room", ""]
+    assert progress.kas_errors == ['Command "bitbake" failed:']
+
+
 def test_failed_build_shows_the_decisive_lines_and_the_log(product: Product) -> None:
     said, _, told = BITBAKE_SAYS["anything else"]
     product.bitbake(f"cat <<'END'\n{said}\nEND\nexit 1\n")
