@@ -12,17 +12,16 @@ the parts of the runtime that its interpreter needs.
 
 from __future__ import annotations
 
-import gzip
 import json
 import shutil
 import sys
-import tarfile
 import zipfile
 from pathlib import Path, PurePosixPath
 
 from lab.assemble import mirror
 from lab.assemble.apt import TARGET, Apt, File
 from lab.assemble.mirror import BACKPORTS
+from lab.assemble.tarball import pack
 from lab.cache import Cache, digest, file_digest
 from lab.errors import ExitCode, KitError
 from lab.output import Output
@@ -68,7 +67,7 @@ def archive(python: str, cache: Cache, out: Output) -> Path:
         tree = entry / FOLDER
         _delegate(tree / "lib", packages, apt, entry / "unpacked", out, log)
         _runtime(tree / "python", wheel)
-        _pack(tree, entry / ARCHIVE)
+        pack(tree, entry / ARCHIVE, FOLDER)
         component = {
             "python": python,
             "packages": [{"name": p.package, "version": p.version, "sha256": p.sha256} for p in packages],
@@ -127,19 +126,3 @@ def _runtime(target: Path, wheel: Path) -> None:
                     "adapt lab/assemble/teflon.py to the runtime",
                 )
             source.extract(path, target)
-
-
-def _pack(tree: Path, path: Path) -> None:
-    """Equal contents give equal archives, and every file belongs to root."""
-
-    def plain(member: tarfile.TarInfo) -> tarfile.TarInfo:
-        member.mtime = member.uid = member.gid = 0
-        member.uname = member.gname = "root"
-        return member
-
-    with (
-        path.open("wb") as sink,
-        gzip.GzipFile("", "wb", 6, sink, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w") as package,
-    ):
-        package.add(tree, tree.name, filter=plain)

@@ -37,7 +37,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     made.add_argument("directory", type=Path)
     made.add_argument("--board", default="rock-5-itx-plus", metavar="NAME")
     made.add_argument("--serial", default="0001", help="makes it an individual")
-    made.add_argument("--serve", type=Path, metavar="SOCKET", help="answer as a rockusb device until interrupted")
+    serve = made.add_mutually_exclusive_group()
+    serve.add_argument("--serve", type=Path, metavar="SOCKET", help="answer as a rockusb device until interrupted")
+    serve.add_argument(
+        "--usbredir",
+        action="append",
+        metavar="SOCKET",
+        help="be a USB device for npulab virt up --usbredir SOCKET until interrupted; tcp:PORT for a port of this "
+        "machine; a second one is the port that the fault `move` goes to",
+    )
     made.add_argument("--personality", choices=PERSONALITIES, default="loader")
     made.add_argument("--fault", action="append", default=[], metavar="KIND[:OP[:AFTER[:TIMES]]]")
 
@@ -168,12 +176,20 @@ def _standin(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         with out.stage("making the media"):
             make_board(args.directory, board, args.serial)
         out.say(f"{args.directory}: a {board.title} of files; reach it with --via file:{args.directory}")
-    if args.serve is None:
+    if args.serve is None and not args.usbredir:
         return {"directory": str(args.directory), "via": f"standin:{args.directory}"}
-    from lab.firmware.standin.server import Server
-
     engine = Engine(args.directory, args.personality, Options(faults=[faults.parse(text) for text in args.fault]))
-    with Server(args.serve, [engine]):
-        out.note(f"serving {args.directory} as {args.personality}; --via rockusb+unix:{args.serve}; Ctrl-C ends it")
-        threading.Event().wait()
+    what = f"serving {args.directory} as {args.personality}"
+    if args.usbredir:
+        from lab.firmware.standin.usbport import UsbPorts
+
+        with UsbPorts(args.usbredir, [engine], out.note):
+            out.note(f"{what}; npulab virt up --usbredir {args.usbredir[0]} sees it as a USB device; Ctrl-C ends it")
+            threading.Event().wait()
+    else:
+        from lab.firmware.standin.server import Server
+
+        with Server(args.serve, [engine]):
+            out.note(f"{what}; --via rockusb+unix:{args.serve}; Ctrl-C ends it")
+            threading.Event().wait()
     return {"directory": str(args.directory)}

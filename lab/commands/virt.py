@@ -17,7 +17,7 @@ from lab.assemble.virt import FLAVOURS
 from lab.errors import ExitCode, KitError
 from lab.output import Output
 from lab.process import require, tail
-from lab.virt import chips
+from lab.virt import chips, usb
 from lab.virt.background import (
     BackgroundBoard,
     boards_in_background,
@@ -71,6 +71,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="start from the eMMC as U-Boot would (with bootcount: one that counts starts); a new one gets a system",
     )
     up.add_argument("--rescue", action="store_true", help="with --boot: the first start is from the board's own disks")
+    up.add_argument(
+        "--usbredir",
+        action="append",
+        default=[],
+        metavar="SOCKET",
+        help="a device in a USB port, such as npulab board standin --usbredir SOCKET; tcp:PORT for one of this machine",
+    )
     up.add_argument("--quirks", type=Path, metavar="FILE", help="answers of a board (npulab npu probe) for its NPU")
     shell = verbs.add_parser("shell", help="log in; after -- a command to run instead of a shell")
     shell.add_argument("--name", help="which board, when several run")
@@ -126,6 +133,7 @@ def _up(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         quirks=quirks,
         nor=chips.nor(args.nor) if args.nor else None,
         emmc=chip,
+        usb=_usb_sockets(args.usbredir, out),
         strict_supplies=args.strict_supplies,
     )
     if args.boot:
@@ -173,6 +181,15 @@ def _cycle(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     seconds = round(time.monotonic() - started, 2)
     out.say(f"{board.name} is up again after {seconds:.1f} s")
     return {"board": board.document(), "boot_seconds": seconds}
+
+
+def _usb_sockets(texts: list[str], out: Output) -> list[Path | int]:
+    """The sockets; a note when nobody listens at one, as the cable may be plugged in later."""
+    sockets = [usb.parse_socket(text) for text in texts]
+    for text, where in zip(texts, sockets, strict=True):
+        if isinstance(where, Path) and not where.is_socket():
+            out.note(f"there is no socket {text} yet: the USB port is empty until somebody listens there")
+    return sockets
 
 
 def _checked_quirks(path: Path | None) -> Path | None:

@@ -22,7 +22,7 @@ from typing import Any, Self
 
 from lab.errors import ExitCode, KitError
 from lab.process import tail
-from lab.virt import chips
+from lab.virt import chips, usb
 from lab.virt.dtb import BoardTree, require_npu
 from lab.virt.loader import BOOT_WORD, LOADERS, RESCUE
 from lab.virt.qmp import Qmp, QmpError
@@ -44,6 +44,7 @@ class BoardConfig:
     without its ``--socket`` and ``--ram`` options, empty for a board whose NPU never completes a job; ``disks`` are raw
     images, the root file system first, never written to; ``nor`` (16 MiB) and ``emmc`` (boot partitions of 4 MiB each,
     then the user area, together a power of two) are raw images of the flash chips, which the guest does write to;
+    ``usb`` are the sockets (paths, or ports of this machine) of devices in USB ports, as `lab.virt.usb` has them.
     ``loader`` (``stock`` or ``bootcount``, `lab.virt.loader`): the board starts from its eMMC; kernel, initrd and
     command line are then found there at each start, and ``dtb`` is the loader's own tree; with ``rescue`` the first
     start is from the disks, as from a card. ``extra`` are further QEMU arguments.
@@ -56,6 +57,7 @@ class BoardConfig:
     disks: Sequence[Path] = ()
     nor: Path | None = None
     emmc: Path | None = None
+    usb: Sequence[Path | int] = ()
     initrd: Path | None = None
     ssh_key: Path | None = None
     memory: str = "1G"
@@ -222,6 +224,8 @@ class VirtualBoard:
                 argv += ["-drive", f"if={bus},index=0,file={_quoted(chip)},format=raw"]
         if config.emmc:
             argv += ["-global", f"emmc.product-serial={chips.serial(config.emmc)}"]
+        if config.usb:
+            argv += usb.arguments(config.usb, self.tree or require_npu(config.dtb))
         argv += ["-netdev", f"user,id=net0,hostfwd=tcp:127.0.0.1:{self._port}-:22"]
         argv += ["-device", "virtio-net-device,netdev=net0", "-device", "virtio-rng-device"]
         argv += ["-d", "guest_errors,unimp", "-D", str(self.machine_log)]

@@ -14,6 +14,7 @@ from lab.errors import ExitCode, KitError
 
 FDT_MAGIC = 0xD00DFEED
 SOC_COMPATIBLES = ("rockchip,rk3588", "rockchip,rk3588s")
+USB_COMPATIBLE = "snps,dwc3"
 NPU_COMPATIBLE = "rockchip,rk3588-rknn-core"
 """linux Documentation/devicetree/bindings/npu/rockchip,rk3588-rknn-core.yaml"""
 
@@ -29,6 +30,8 @@ class BoardTree:
     disabled_cores: tuple[str, ...]
     console: str = ""
     """Value of ``console=`` that selects the UART of ``/chosen/stdout-path``, e.g. ``ttyS2,1500000n8``."""
+    usb_hosts: tuple[str, ...] = ()
+    """Addresses of the enabled USB 3 controllers that can be hosts; those that can be nothing else first."""
 
 
 def _values(prop: object) -> list[str]:
@@ -66,12 +69,28 @@ def read_board_tree(path: Path) -> BoardTree:
     for node_path, nodes, _ in tree.walk():
         for node in nodes:
             if NPU_COMPATIBLE in _strings(node, "compatible"):
-                status = _strings(node, "status")
                 where = f"{node_path.rstrip('/')}/{node.name}"
-                (enabled if not status or status[0] in ("okay", "ok") else disabled).append(where)
+                (enabled if _enabled(node) else disabled).append(where)
     model = _strings(tree.root, "model")
     name = model[0] if model else compatible[0]
-    return BoardTree(name, compatible, tuple(sorted(enabled)), tuple(sorted(disabled)), _console(tree))
+    return BoardTree(
+        name, compatible, tuple(sorted(enabled)), tuple(sorted(disabled)), _console(tree), _usb_hosts(tree)
+    )
+
+
+def _enabled(node: fdt.Node) -> bool:
+    status = _strings(node, "status")
+    return not status or status[0] in ("okay", "ok")
+
+
+def _usb_hosts(tree: fdt.FDT) -> tuple[str, ...]:
+    found = []
+    for _, nodes, _ in tree.walk():
+        for node in nodes:
+            role = (_strings(node, "dr_mode") or ["otg"])[0]
+            if USB_COMPATIBLE in _strings(node, "compatible") and _enabled(node) and role != "peripheral":
+                found.append((role != "host", node.name.rpartition("@")[2]))
+    return tuple(address for _, address in sorted(found))
 
 
 def _console(tree: fdt.FDT) -> str:

@@ -40,6 +40,7 @@ CONFIGURE = (
     "--enable-system",
     "--enable-tcg",
     "--enable-slirp",
+    "--enable-usb-redir",
     "--enable-fdt=system",
     "--disable-debug-info",
     "--disable-docs",

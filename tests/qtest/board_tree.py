@@ -82,6 +82,15 @@ BOARD = f"""/dts-v1/;
     }};
     i2c@fd880000 {{ compatible = "rockchip,rk3399-i2c"; reg = <0 0xfd880000 0 0x1000>; status = "okay"; }};
     i2c@fea90000 {{ compatible = "rockchip,rk3399-i2c"; reg = <0 0xfea90000 0 0x1000>; status = "disabled"; }};
+    usb@fc000000 {{ compatible = "rockchip,rk3588-dwc3", "snps,dwc3"; reg = <0 0xfc000000 0 0x400000>;
+        phys = <&usbphy>; phy-names = "usb2-phy"; }};
+    syscon@fd5d0000 {{
+        compatible = "rockchip,rk3588-usb2phy-grf", "syscon", "simple-mfd";
+        reg = <0 0xfd5d0000 0 0x4000>;
+        #address-cells = <1>;
+        #size-cells = <1>;
+        usbphy: usb2phy@0 {{ compatible = "rockchip,rk3588-usb2phy"; reg = <0 0x10>; #phy-cells = <0>; }};
+    }};
     camera@fdee0000 {{ reg = <0 0xfdee0000 0 0x6000>; memory-region = <&camera>; }};
     pinctrl {{
         compatible = "rockchip,rk3588-pinctrl";

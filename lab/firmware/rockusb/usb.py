@@ -18,6 +18,16 @@ UDEV_RULE = (
 UDEV_FILE = "/etc/udev/rules.d/70-npulab.rules"
 
 
+LIBUSB = "libusb-1.0.so.0"
+
+
+def _backend() -> Any:
+    """libusb; by its name where Python's own search, which asks ldconfig or a compiler, finds nothing."""
+    import usb.backend.libusb1 as libusb
+
+    return libusb.get_backend() or libusb.get_backend(find_library=lambda name: LIBUSB)
+
+
 def _translate(error: Any) -> Exception:
     import usb.core
 
@@ -113,7 +123,7 @@ class UsbBus:
         import usb.core
 
         try:
-            devices = list(usb.core.find(find_all=True, idVendor=VENDOR))
+            devices = list(usb.core.find(find_all=True, backend=_backend(), idVendor=VENDOR))
         except usb.core.NoBackendError as error:
             raise KitError(
                 ExitCode.INFRASTRUCTURE, "libusb is not installed", "apt-get install libusb-1.0-0"

@@ -97,6 +97,16 @@ class Engine:
         """Whether the host has something to fetch; the status of a reset is fetched after the reset."""
         return bool(self._answers)
 
+    @property
+    def hung(self) -> bool:
+        """Whether it has stopped to answer."""
+        return self._hung
+
+    @property
+    def halted(self) -> bool:
+        """Whether its endpoints are halted."""
+        return self._halted
+
     def power_on(self) -> None:
         """Power comes back: the device starts in its first personality."""
         self.mode = self.initial

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lab.assemble import teflon
+from lab.assemble.tarball import pack
 from lab.errors import ExitCode, KitError
 
 
@@ -43,7 +44,7 @@ def test_equal_contents_give_equal_archives(tmp_path: Path) -> None:
         (tree / "file").write_text("contents")
         os.utime(tree / "file", (number, number))
         path = tmp_path / f"{number}.tar.gz"
-        teflon._pack(tree, path)
+        pack(tree, path, teflon.FOLDER)
         made.append(path.read_bytes())
     assert made[0] == made[1]
     with tarfile.open(path) as archive:

@@ -109,6 +109,23 @@ static void fixup_bus(FixupContext *ctx, int bus)
     }
 }
 
+/*
+ * USB 2 PHYs sit in a register file that is modelled, but do nothing there. A
+ * USB controller's driver waits for a PHY that is named and not there; it goes
+ * on without one that is disabled.
+ */
+static void fixup_usb_phys(FixupContext *ctx)
+{
+    int node = -1;
+
+    while ((node = fdt_node_offset_by_compatible(ctx->fdt, node,
+                       "rockchip,rk3588-usb2phy")) >= 0) {
+        if (node_enabled(ctx->fdt, node)) {
+            fixup_disable(ctx, node, "not modelled");
+        }
+    }
+}
+
 /* Reserved memory without an address, for devices that are not there */
 static void fixup_reserved_memory(FixupContext *ctx)
 {
@@ -337,6 +354,7 @@ void rk3588_fdt_fixup(void *fdt, const Rk3588FdtOptions *opts, GString *report)
     if (node >= 0 && node_enabled(fdt, node)) {
         fixup_disable(&ctx, node, "not modelled");
     }
+    fixup_usb_phys(&ctx);
     fixup_reserved_memory(&ctx);
     if (!opts->strict_supplies) {
         fixup_supplies(&ctx);

@@ -36,12 +36,19 @@
 #define SCMI_SHMEM        0x0010f000
 #define UART_BAUDBASE     1500000
 #define UART_SPI(n)       (331 + (n))
+#define USB_SPI(n)        (220 + (n))
+#define USB_INTERRUPTERS  1
 #define NPU_BASE(n)       (0xfdab0000 + (n) * 0x10000)
 #define NPU_SPI(n)        (110 + (n))
 
 static const hwaddr uart_base[RK3588_NUM_UART] = {
     0xfd890000, 0xfeb40000, 0xfeb50000, 0xfeb60000, 0xfeb70000, 0xfeb80000,
     0xfeb90000, 0xfeba0000, 0xfebb0000, 0xfebc0000,
+};
+
+/* usb_host0_xhci .. usb_host2_xhci; the first has a type C or OTG port */
+static const hwaddr usb_base[RK3588_NUM_USB] = {
+    0xfc000000, 0xfc400000, 0xfcd00000,
 };
 
 /* IOMMU banks of a core, as offsets from the core's registers */
@@ -240,6 +247,28 @@ static bool soc_realize_storage(Rk3588SocState *s, Error **errp)
     return true;
 }
 
+/*
+ * DesignWare's USB 3 controllers, as hosts only. Their order gives the buses'
+ * names: "usb-bus.0" to "usb-bus.2". PHYs are not modelled: the device tree's
+ * fixup disables them, and a driver goes on without.
+ */
+static bool soc_realize_usb(Rk3588SocState *s, Error **errp)
+{
+    for (int i = 0; i < RK3588_NUM_USB; i++) {
+        SysBusDevice *usb = SYS_BUS_DEVICE(&s->usb[i]);
+
+        object_property_set_uint(OBJECT(usb), "intrs", USB_INTERRUPTERS,
+                                 &error_abort);
+        if (!sysbus_realize(usb, errp)) {
+            return false;
+        }
+        sysbus_mmio_map(usb, 0, usb_base[i]);
+        sysbus_connect_irq(SYS_BUS_DEVICE(&s->usb[i].sysbus_xhci), 0,
+                           rk3588_soc_spi(s, USB_SPI(i)));
+    }
+    return true;
+}
+
 static bool soc_realize_srams(Rk3588SocState *s, Error **errp)
 {
     MemoryRegion *sysmem = get_system_memory();
@@ -346,6 +375,7 @@ static void soc_realize(DeviceState *dev, Error **errp)
     if (!soc_realize_cpus(s, errp) || !soc_realize_gic(s, errp) ||
         !soc_realize_blocks(s, errp) || !soc_realize_srams(s, errp) ||
         !soc_realize_uart(s, errp) || !soc_realize_storage(s, errp) ||
+        !soc_realize_usb(s, errp) ||
         !sysbus_realize(SYS_BUS_DEVICE(&s->cru), errp) ||
         !sysbus_realize(SYS_BUS_DEVICE(&s->pmu), errp)) {
         return;
@@ -377,6 +407,9 @@ static void soc_init(Object *obj)
     object_initialize_child(obj, "scmi", &s->scmi, TYPE_RK3588_SCMI);
     object_initialize_child(obj, "sfc", &s->sfc, TYPE_RK_SFC);
     object_initialize_child(obj, "emmc", &s->emmc, TYPE_RK_DWCMSHC);
+    for (int i = 0; i < RK3588_NUM_USB; i++) {
+        object_initialize_child(obj, "usb[*]", &s->usb[i], TYPE_USB_DWC3);
+    }
     for (int i = 0; i < RK3588_NUM_BLOCKS; i++) {
         object_initialize_child(obj, "block[*]", &s->block[i],
                                 TYPE_RK_REGFILE);

@@ -2,7 +2,8 @@
 /*
  * The RK3588 as far as a mainline kernel needs it to run jobs on the NPU:
  * CPUs, interrupt controller, clocks, power domains, firmware calls, console,
- * the NPU's cores with their IOMMUs, and the controllers of the flash chips.
+ * the NPU's cores with their IOMMUs, the controllers of the flash chips, and
+ * the USB 3 controllers as hosts.
  *
  * + property "num-cpus": 1..8; the first four are Cortex-A55
  * + property "virtualization": CPUs have EL2, and a kernel starts there
@@ -10,7 +11,7 @@
  * + property "console": number of the UART that is modelled, 0..9; it takes
  *   the machine's first serial port
  * Children that a board or a test reaches by name: "cpu[n]", "gic", "cru",
- * "pmu", "scmi", "npu[n]", "iommu[n]", "sfc", "emmc".
+ * "pmu", "scmi", "npu[n]", "iommu[n]", "sfc", "emmc", "usb[n]".
  */
 #ifndef HW_RK3588_SOC_H
 #define HW_RK3588_SOC_H
@@ -26,6 +27,7 @@
 #include "hw/rk3588/rk_iommu.h"
 #include "hw/rk3588/rk_regfile.h"
 #include "hw/rk3588/rk_sfc.h"
+#include "hw/usb/hcd-dwc3.h"
 #include "target/arm/cpu-qom.h"
 
 #define TYPE_RK3588_SOC "rk3588-soc"
@@ -35,6 +37,7 @@ OBJECT_DECLARE_SIMPLE_TYPE(Rk3588SocState, RK3588_SOC)
 #define RK3588_NUM_LITTLE    4
 #define RK3588_NUM_SPI       480
 #define RK3588_NUM_UART      10
+#define RK3588_NUM_USB       3
 #define RK3588_CATCH_ALL     "rk3588-io"
 
 /* Memory: one block of RAM shows below the I/O space and above 4 GiB */
@@ -71,6 +74,7 @@ struct Rk3588SocState {
     Rk3588ScmiState scmi;
     RkSfcState sfc;
     RkDwcmshcState emmc;
+    USBDWC3 usb[RK3588_NUM_USB];
     MemoryRegion sram[2];
     Rk3588NpuState npu[RK3588_NPU_NUM_CORES];
     RkIommuState iommu[RK3588_NPU_NUM_CORES];
