@@ -84,10 +84,10 @@ def command(name: str, sets: Sequence[str], out: Output) -> dict[str, Any]:
     out.table(
         f"{len(found)} differences" if found else "no difference",
         ["part", "what", "A", "B", "why"],
-        [[row.kind, row.name, row.a, row.b, row.why] for row in found[:SHOWN]],
+        [[row.kind, row.name, row.a, row.b, row.why] for row in _together(found)[:SHOWN]],
     )
-    if len(found) > SHOWN:
-        out.say(f"{len(found) - SHOWN} more: --json has them all")
+    if len(_together(found)) > SHOWN:
+        out.say(f"{len(_together(found)) - SHOWN} more: --json has them all")
     out.say(summary(found))
     missing = [part for part in ("config", "dtbs", "image") if not getattr(a.files, part) or not getattr(b.files, part)]
     return {
@@ -99,6 +99,19 @@ def command(name: str, sets: Sequence[str], out: Output) -> dict[str, Any]:
         "differences": [asdict(row) for row in found],
         "unexplained": sum(row.why == NOT_EXPLAINED for row in found),
     }
+
+
+def _together(found: Sequence[Difference]) -> list[Difference]:
+    """For people: device trees that only one side has in one row."""
+    rows = [row for row in found if not row.why.startswith("selection")]
+    for side in (("there", "not there"), ("not there", "there")):
+        alone = [row for row in found if row.why.startswith("selection") and (row.a, row.b) == side]
+        if len(alone) == 1:
+            rows += alone
+        elif alone:
+            name = f"{alone[0].name} and {len(alone) - 1} more boards"
+            rows.append(Difference("device tree", name, side[0], side[1], alone[0].why))
+    return rows
 
 
 def summary(found: Sequence[Difference]) -> str:
