@@ -346,6 +346,11 @@ class EntrySession:
         disk.replace(self.directory / "extlinux.conf", self.plan.conf.encode(errors="surrogateescape"))
         self.journal.add("planned", backup=self.plan.backup, trusted=self.plan.identity_trusted)
 
+    def check_open(self) -> None:
+        """Has this run not been rolled back?"""
+        if self.journal.state in ("rolling-back", "rolled-back"):
+            raise KitError(ExitCode.USAGE, f"{self.plan.id} is {self.journal.state}", "plan again")
+
     def check_board(self, transport: LinuxTransport) -> None:
         """Is this still the board that was planned for?"""
         match = compare(self.plan.identity, transport.identify(), self.plan.storages())
@@ -358,8 +363,7 @@ class EntrySession:
 
     def stage(self, transport: LinuxTransport, meter: Meter) -> Staged:
         """Bring the files over, or go on with that; nothing that boots today is touched."""
-        if self.journal.state in ("rolling-back", "rolled-back", "committed"):
-            raise KitError(ExitCode.USAGE, f"{self.plan.id} is {self.journal.state}", "plan again")
+        self.check_open()
         self.check_board(transport)
         gate.assert_readable(self.store, self.store.load(self.plan.backup), self.plan.items, meter)
         target, payload = Target(transport), self.plan.payload

@@ -30,7 +30,7 @@ SURVEY_SECONDS = 90.0
 SURVEY = r"""
 R=${NPULAB_ROOT:-}
 get() { [ -r "$1" ] && tr -d '\n\000' < "$1"; }
-echo "release|$(uname -r)"
+echo "release|$(get "$R/proc/sys/kernel/osrelease")"
 echo "boot-id|$(get "$R/proc/sys/kernel/random/boot_id")"
 echo "cmdline|$(get "$R/proc/cmdline")"
 echo "version|$(get "$R/proc/version")"
@@ -220,7 +220,7 @@ class Target:
     def _settle(self, path: str, sha256: str, mode: int) -> None:
         """Bring a complete copy to the medium, read it back there, and give it its name."""
         part = _q(path + PART)
-        self._run(f"chmod {mode:o} {part}; sync")
+        self._run(f"chmod {mode:o} {part}; sync {part}")
         found = self.digest(path + PART)
         if found != sha256:
             self._run(f"rm -f {part}")
@@ -229,7 +229,7 @@ class Target:
                 f"{path} does not read back from the medium as it was written",
                 "run it again; if it repeats, the medium or the memory is bad",
             )
-        self._run(f"mv {part} {_q(path)}; sync")
+        self._run(f"mv {part} {_q(path)}; sync {_q(path)} {_q(str(Path(path).parent))}")
 
     def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
         """Give a small file new content, atomically, read back before it gets its name."""
@@ -240,7 +240,7 @@ class Target:
 
     def overwrite(self, path: str, data: bytes) -> None:
         """Change a file of the same length in its place: one block, so all or nothing."""
-        self._run(f"dd of={_q(path)} bs={len(data)} conv=notrunc; sync", data)
+        self._run(f"dd of={_q(path)} bs={len(data)} conv=notrunc; sync {_q(path)}", data)
 
     def checkpoint(self, points: list[str]) -> bool:
         """Bring file systems out of their journals; False where the board has no tool for it."""

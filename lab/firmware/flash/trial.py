@@ -155,8 +155,11 @@ class Trial:
         """
         session = self.session
         try:
+            session.check_open()
             session.check_board(transport)
             found = survey(transport)
+            if session.journal.state == "committed":
+                return Verdict("committed", found)
             armed: dict[str, Any] = next(
                 (e for e in reversed(session.journal.entries()) if e["state"] in ("armed", "fell-back")), {}
             )
