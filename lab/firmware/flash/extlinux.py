@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """``extlinux.conf`` as U-Boot reads it, and edits of it that leave the user's own lines alone.
 
-Facts from U-Boot 2026.10-rc2 (those that matter are the same in 2025.01 but for ``fallback``), boot/pxe_utils.c:
+Facts from U-Boot 2026.10-rc2, boot/pxe_utils.c (``fallback`` is there since 2025.01, the override since 2022.01):
 
 * a line is a keyword in any case and a value that reaches to the end of the line, blanks at its end included;
 * a value that is missing where one is needed makes the whole file unusable; an unknown word is skipped with its line,
