@@ -449,3 +449,71 @@ def test_payload_of_a_compressed_kernel(tmp_path: Path, board: boards.Board) -> 
     kernel = gzip.compress(b"MZ" + bytes(54) + b"ARM\x64" + BANNER.encode())
     made = payload.load(artifact_set(tmp_path / "set", board, kernel=kernel), board)
     assert made.banner == BANNER and made.model == MODEL and made.release == RELEASE
+
+
+def test_labgrids_power_driver(tmp_path: Path) -> None:
+    environment = tmp_path / "env.yaml"
+    commands = {f"cmd_{word}": f"touch {tmp_path}/{word}" for word in ("on", "off", "cycle")}
+    environment.write_text(json.dumps({"targets": {"main": {"drivers": {"ExternalPowerDriver": commands}}}}))
+    made = power.choose(f"lg:{environment}", "ssh:board")
+    made.cycle(None)
+    assert made.real and (tmp_path / "cycle").exists()
+
+
+def test_the_end_of_an_image_run(machine: Machine, board: boards.Board) -> None:
+    """Power cycle, an answer from another start, the NPU's test."""
+    switch, limits = Power("a switch", machine.cycle, real=True), Limits(0.0, "true")
+
+    def prove(limits: Limits) -> str:
+        out = Output(quiet=True)
+        return trial.prove_image(board, machine.reach(), machine.reach, switch, limits, out).boot_id
+
+    before = (machine.root / "proc/sys/kernel/random/boot_id").read_text().strip()
+    assert prove(limits) != before
+    with pytest.raises(KitError, match="ended with 9") as caught:
+        prove(Limits(0.0, "exit 9"))
+    assert caught.value.code is ExitCode.FAILED and "rollback" in caught.value.hint
+    machine.silent = True
+    with pytest.raises(KitError, match="does not answer") as caught:
+        prove(limits)
+    assert caught.value.code is ExitCode.LINK
+
+
+def test_the_commands(
+    bench: Bench, board: boards.Board, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a user types, with what it prints."""
+    from lab import cli
+    from lab.commands import flash
+    from lab.firmware import cli as firmware_cli
+
+    machine = bench.machine
+    for module in (flash, firmware_cli):
+        monkeypatch.setattr(module, "open_transport", lambda *_: machine.reach())
+    monkeypatch.setattr(power, "_restart", machine.cycle)
+
+    def run(verb: str, *words: str, code: int = 0) -> dict[str, Any]:
+        capsys.readouterr()
+        found = cli.main(["flash", "--json", "--quiet", verb, "--store", str(bench.store.root), *words])
+        captured = capsys.readouterr()
+        assert found == code, captured.err
+        assert "Traceback" not in captured.err
+        document: dict[str, Any] = json.loads(captured.out)
+        return document
+
+    where = ("--board", board.name, "--via", "ssh:board")
+    run("plan", *where, code=ExitCode.USAGE)
+    run("plan", *where, "--artifacts", str(bench.artifacts), "--storage", "emmc", code=ExitCode.USAGE)
+    run("plan", *where, "--artifacts", str(bench.artifacts), "--heartbeat", "3", code=ExitCode.USAGE)
+    made = run("plan", *where, "--artifacts", str(bench.artifacts))
+    again, smoke = ("--via", "ssh:board", "--yes", "--boot-seconds", "0"), ("--smoke", "true")
+    assert run("run", made["run"], "--via", "ssh:board", "--dry-run")["state"] == "planned"
+    run("run", made["run"], "--via", "ssh:board", code=ExitCode.REFUSED)
+    run("run", made["run"], *again, "--smoke", "false", code=ExitCode.FAILED)
+    assert run("run", made["run"], *again, *smoke, "--no-commit")["state"] == "verified"
+    assert machine.conf == CONF, "not committed: the next start is the old entry's"
+    run("commit", made["run"], code=ExitCode.USAGE)
+    assert run("commit", "latest", "--via", "ssh:board")["state"] == "committed"
+    assert run("show", "latest")["state"] == "committed"
+    assert run("rollback", "latest", *again)["removed"] == len(made["files"])
+    assert machine.conf == CONF
