@@ -9,10 +9,12 @@ from typing import Any
 
 from lab.cache import Cache
 from lab.kas import verify
-from lab.kas.verify_plan import STEPS, choose, machines
+from lab.kas.verify_plan import CONFIGURATIONS, STEPS, choose, machines
 from lab.output import Output
 
 HELP = "check kas files and layer with the real kas and BitBake"
+
+_NAMES = ", ".join(one.name for one in CONFIGURATIONS)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -26,6 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     checks.add_argument("--only", action="append", default=[], metavar="STEP", help="only this step (repeatable)")
     checks.add_argument("--machine", action="append", default=[], metavar="NAME", help="only this one (repeatable)")
+    checks.add_argument("--configuration", action="append", default=[], metavar="NAME", help=f"one of {_NAMES}")
     checks.add_argument("--work", type=Path, metavar="DIR", help="layers, builds, results (default: in the cache)")
     checks.add_argument("--threads", type=int, default=2, metavar="N", help="BitBake's threads (default %(default)s)")
     checks.add_argument("--quick", action="store_true", help="a selection of the board suite instead of all of it")
@@ -40,6 +43,7 @@ def run(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     options = verify.Options(
         steps=choose("step", args.only, list(STEPS)),
         machines=choose("machine", args.machine, machines()),
+        configurations=choose("configuration", args.configuration, [one.name for one in CONFIGURATIONS]),
         work=(args.work or Cache().root / "kas-verify").absolute(),
         threads=args.threads,
         quick=args.quick,

@@ -48,13 +48,21 @@ QUICK = ("test_boot.py", "test_npu_ops.py", "test_npu_uapi.py")
 PATCHES = (("kernel-patches", "recipes-kernel/linux"), ("lab/virt/qemu/patches", "recipes-devtools/qemu"))
 """Folders with patches, and where a layer has them."""
 LAYERS = ("meta-arm/meta-arm-toolchain", "meta-arm/meta-arm", "meta-rockchip")
-_CHECK_CONF = 'INHERIT:remove = "uninative"\nCONNECTIVITY_CHECK_URIS = ""\nBB_NO_NETWORK = "1"\n'
+_CHECK_CONF = """
+INHERIT:remove = "uninative"
+CONNECTIVITY_CHECK_URIS = ""
+BB_NO_NETWORK = "1"
+# as in kas/include/base.yml: else each of its runs parses everything again
+COMBINED_FEATURES:forcevariable = "${@' '.join(sorted(oe.utils.set_intersect('DISTRO_FEATURES', \
+'MACHINE_FEATURES', d).split()))}"
+"""
 
 
 @dataclass(frozen=True)
 class Options:
     """``work``: layers and build directories; ``artifacts``: a set with BitBake's kernel, instead of building one;
-    ``board``, ``tree``: whose kernel is built, and the device tree that it boots with; ``threads``: BitBake's."""
+    ``board``, ``tree``: whose kernel is built, and the device tree that it boots with; ``threads``: BitBake's;
+    ``configurations``: names, all when there is none."""
 
     steps: Sequence[str]
     machines: Sequence[str]
@@ -65,6 +73,7 @@ class Options:
     artifacts: Path | None = None
     board: str = "rock-5-itx-plus"
     tree: str = "rk3588-rock-5-itx-plus"
+    configurations: Sequence[str] = ()
     project: Path = REPOSITORY
 
 
@@ -79,7 +88,7 @@ class Verification:
     def run(self) -> dict[str, Any]:
         """All items; the document. An item that fails does not stop the others."""
         options = self.options
-        todo = items(options.steps, options.machines, options.project)
+        todo = self._chosen()
         self._preflight(todo)
         self.results = self._earlier()
         for number, item in enumerate(todo, 1):
@@ -92,6 +101,10 @@ class Verification:
         for line in (self.options.work / REPORT).read_text().splitlines():
             self.out.say(line)
         return document
+
+    def _chosen(self) -> list[Item]:
+        options = self.options
+        return items(options.steps, options.machines, options.configurations, options.project)
 
     def _preflight(self, todo: Sequence[Item]) -> None:
         """What can be known before anything starts."""
@@ -151,8 +164,8 @@ class Verification:
             return self._write()
 
     def _write(self) -> dict[str, Any]:
-        chosen = [item.key for item in items(self.options.steps, self.options.machines, self.options.project)]
-        everything = [item.key for item in items(list(STEPS), machines(self.options.project), self.options.project)]
+        chosen = [item.key for item in self._chosen()]
+        everything = [item.key for item in items(list(STEPS), machines(self.options.project), (), self.options.project)]
         document = {
             "ok": all(self.results.get(key, {}).get("ok", False) for key in chosen),
             "inputs": self.inputs,
@@ -249,26 +262,20 @@ def _checkout(run: Verification, item: Item, log: Path, meter: Meter) -> dict[st
 
 
 def _graph(run: Verification, item: Item, log: Path, meter: Meter) -> dict[str, Any]:
-    """``bitbake -g`` of each target; without GPU drivers nothing of LLVM may be in it."""
+    """``bitbake -g`` of all targets; without GPU drivers nothing of LLVM may be in it."""
     assert item.configuration is not None
-    graphs: dict[str, Any] = {}
-    parsed: dict[str, int] = {}
-    for target in item.configuration.targets:
-        text = run.shell(item, f"bitbake -g {shlex.quote(target)}", log, meter)
-        parsed = outputs.parsed(text) or parsed
-        folder = run.options.work / f"build-{item.machine}"
-        found = outputs.graph((folder / "pn-buildlist").read_text(), (folder / "task-depends.dot").read_text())
-        llvm = found.pop("llvm")
-        graphs[target] = {**found, "llvm": bool(llvm)}
-        if llvm and not item.configuration.llvm:
-            return {"parse": parsed, "graphs": graphs, "wrong": f"{target} waits for {', '.join(llvm)}"}
-    return {"parse": parsed, "graphs": graphs}
+    text = run.shell(item, f"bitbake -g {shlex.join(item.configuration.targets)}", log, meter)
+    folder = run.options.work / f"build-{item.machine}"
+    found = outputs.graph((folder / "pn-buildlist").read_text(), (folder / "task-depends.dot").read_text())
+    llvm = found.pop("llvm")
+    wrong = f"without GPU drivers it waits for {', '.join(llvm)}" if llvm and not item.configuration.llvm else ""
+    targets = list(item.configuration.targets)
+    return {"targets": targets, "parse": outputs.parsed(text), **found, "llvm": bool(llvm), "wrong": wrong}
 
 
 def _dryrun(run: Verification, item: Item, log: Path, meter: Meter) -> dict[str, Any]:
     assert item.configuration is not None
-    targets = " ".join(shlex.quote(target) for target in item.configuration.targets)
-    found = outputs.tasks(run.shell(item, f"bitbake -n {targets}", log, meter))
+    found = outputs.tasks(run.shell(item, f"bitbake -n {shlex.join(item.configuration.targets)}", log, meter))
     wrong = "" if found.get("all_succeeded") else "BitBake's summary does not say that all tasks succeeded"
     return {**found, "wrong": wrong}
 

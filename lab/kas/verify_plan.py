@@ -101,11 +101,13 @@ def choose(what: str, wanted: Sequence[str], known: Sequence[str]) -> list[str]:
     return [name for name in known if not wanted or name in wanted]
 
 
-def items(steps: Sequence[str], chosen: Sequence[str], project: Path = REPOSITORY) -> list[Item]:
+def items(
+    steps: Sequence[str], chosen: Sequence[str], configurations: Sequence[str] = (), project: Path = REPOSITORY
+) -> list[Item]:
     """The work, machine by machine so that one build directory serves its graphs and dry runs."""
     found = [Item("checkout", machine) for machine in chosen] if "checkout" in steps else []
     for machine in chosen:
-        for one in CONFIGURATIONS:
+        for one in (one for one in CONFIGURATIONS if not configurations or one.name in configurations):
             found += [Item("graph", machine, one)] if "graph" in steps else []
             found += [Item("dryrun", machine, one)] if "dryrun" in steps and one.dry_run else []
     return [*found, *(Item(step) for step in ("layer", "patches", "kernel", "board") if step in steps)]

@@ -21,8 +21,8 @@ def summary(document: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-_GRAPH = ("machine", "configuration", "target", "recipe files parsed", "recipes", "tasks", "LLVM", "s")
-_DRY = ("machine", "configuration", "tasks", "result", "s")
+_GRAPH = ("machine", "options", "targets", "recipe files parsed", "recipes", "tasks", "LLVM", "s")
+_DRY = ("machine", "options", "tasks", "result", "s")
 
 
 def _versions(found: dict[str, str]) -> str:
@@ -43,17 +43,21 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]])
 def _graphs(results: Sequence[dict[str, Any]]) -> list[list[object]]:
     rows: list[list[object]] = []
     for entry in results:
-        for number, (target, found) in enumerate(entry.get("graphs", {}).items()):
-            # the first target's run parses, the others take what it parsed
-            shown = (entry["parse"].get("recipe_files", ""), f"{entry['seconds']:.0f}") if number == 0 else ("", "")
-            counts = [found["recipes"], found["tasks"], "yes" if found["llvm"] else "no"]
-            rows.append([entry["machine"], entry["configuration"], f"`{target}`", shown[0], *counts, shown[1]])
+        if entry["step"] == "graph" and entry["ok"]:
+            targets = ", ".join(f"`{target}`" for target in entry["targets"])
+            counts = [entry["parse"].get("recipe_files", ""), entry["recipes"], entry["tasks"]]
+            llvm = "yes" if entry["llvm"] else "no"
+            rows.append([entry["machine"], _options(entry), targets, *counts, llvm, f"{entry['seconds']:.0f}"])
     return rows
+
+
+def _options(entry: dict[str, Any]) -> str:
+    return ", ".join(entry["options"]) or "none"
 
 
 def _dry_runs(results: Sequence[dict[str, Any]]) -> list[list[object]]:
     return [
-        [entry["machine"], entry["configuration"], entry["tasks"], "all succeeded", f"{entry['seconds']:.0f}"]
+        [entry["machine"], _options(entry), entry["tasks"], "all succeeded", f"{entry['seconds']:.0f}"]
         for entry in results
         if entry["step"] == "dryrun" and entry["ok"]
     ]

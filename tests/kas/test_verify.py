@@ -190,8 +190,8 @@ def test_run_asks_for_every_image_and_its_facts_are_in_the_summary(work: Path) -
     assert any("kas/opt/loader.yml" in line for line in lines if "orangepi-5" in line)
     assert not any("kas/opt/loader.yml" in line for line in lines if "rk3588-virt" in line)
     page = (work / verify.REPORT).read_text()
-    assert "| orangepi-5 | images | `npu-bringup-image` | 959 | 1 | 3 | no |" in page
-    assert "| rk3588-virt | test image | 37 | all succeeded |" in page
+    assert "| orangepi-5 | none | `npu-bringup-image`, `npu-rescue-initramfs` | 959 | 1 | 3 | no |" in page
+    assert "| rk3588-virt | testimage | 37 | all succeeded |" in page
     assert "- graph rock-5-itx images" in page
     assert "- board" in page
 
