@@ -7,6 +7,7 @@ is not done again as long as the files that BitBake reads are the same.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
@@ -17,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,12 +88,15 @@ class Verification:
 
     def run(self) -> dict[str, Any]:
         """All items; the document. An item that fails does not stop the others."""
-        options = self.options
         todo = self._chosen()
         self._preflight(todo)
+        with self._alone():
+            return self._do(todo)
+
+    def _do(self, todo: Sequence[Item]) -> dict[str, Any]:
         self.results = self._earlier()
         for number, item in enumerate(todo, 1):
-            if not options.fresh and self.results.get(item.key, {}).get("ok"):
+            if not self.options.fresh and self.results.get(item.key, {}).get("ok"):
                 self.out.note(f"[{number}/{len(todo)}] {item.key}: done before")
                 continue
             self.results[item.key] = self._one(item, f"[{number}/{len(todo)}] {item.key}")
@@ -156,14 +160,20 @@ class Verification:
         kept: dict[str, dict[str, Any]] = found["items"] if found.get("inputs") == self.inputs else {}
         return kept
 
-    def _save(self) -> dict[str, Any]:
-        """Write state and summary, whole files only; another run on other machines may do so at the same time."""
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """The layers' clones and the build directories are for one run at a time."""
         with (self.options.work / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            self.results = {**self._earlier(), **self.results}
-            return self._write()
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                message = f"another kas verify works in {self.options.work}"
+                hint = "wait for it, or give this one a directory of its own: --work DIR"
+                raise KitError(ExitCode.INFRASTRUCTURE, message, hint) from None
+            yield
 
-    def _write(self) -> dict[str, Any]:
+    def _save(self) -> dict[str, Any]:
+        """Write state and summary; whole files only."""
         chosen = [item.key for item in self._chosen()]
         everything = [item.key for item in items(list(STEPS), machines(self.options.project), (), self.options.project)]
         document = {

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from pathlib import Path
@@ -257,6 +258,15 @@ def test_too_small_a_disk_is_told_before_anything_runs(work: Path, monkeypatch: 
     with pytest.raises(KitError) as caught:
         run(work, "graph")
     assert "GB" in caught.value.message
+    assert asked(work) == []
+
+
+def test_second_run_at_the_same_time_is_refused(work: Path) -> None:
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(KitError) as caught:
+            run(work, "graph")
+    assert "another kas verify" in caught.value.message
     assert asked(work) == []
 
 
