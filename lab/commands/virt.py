@@ -120,6 +120,8 @@ def _free_name(wanted: str | None) -> str:
 
 def _up(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     name = _free_name(args.name)
+    if args.rescue and not args.boot:
+        raise KitError(ExitCode.USAGE, "--rescue is for boards that start from their eMMC", "add --boot emmc")
     quirks = _checked_quirks(args.quirks)
     artifacts = find_artifacts(args.artifacts, args.kernel, out)
     results = new_results_dir("virt")

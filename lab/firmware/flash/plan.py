@@ -197,6 +197,8 @@ def load(path: Path) -> FlashPlan:
         raw["notes"] = tuple(raw["notes"])
         return FlashPlan(**raw)
     except FileNotFoundError:
-        raise KitError(ExitCode.USAGE, f"no flash run is called {path.parent.name}", "see npulab flash list") from None
+        raise KitError(
+            ExitCode.USAGE, f"no flash run is called {path.parent.name}", "npulab flash show latest names the newest"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise KitError(ExitCode.MISMATCH, f"{path}: damaged plan ({error})", "plan again") from error
