@@ -231,6 +231,15 @@ sys.exit(3 if reason[0] == "crash" else 0)
 """
 
 
+def play(chip: Chip, runtime: Path, argv: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run the player to its end."""
+    spec = {"argv": argv, "loader": "stock", "emmc": str(chip.path), "fdtfile": "x", "dtb": "/own.dtb", "rescue": []}
+    logs = {name: str(runtime / f"{name}.log") for name in ("console_log", "machine_log")}
+    (runtime / "loader.json").write_text(json.dumps({**spec, **logs, "runtime": str(runtime)}))
+    command = [sys.executable, "-m", "lab.virt.loader", str(runtime / "loader.json")]
+    return subprocess.run(command, check=False, timeout=120, capture_output=True, text=True)
+
+
 @pytest.mark.parametrize(("last", "code"), [("guest-shutdown", 0), ("crash", 3)])
 def test_every_reset_reads_the_medium_again(chip: Chip, tmp_path: Path, last: str, code: int) -> None:
     chip.make()
@@ -238,44 +247,17 @@ def test_every_reset_reads_the_medium_again(chip: Chip, tmp_path: Path, last: st
     plan.write_text(f"guest-reset host-qmp-quit {last}")
     fake.write_text(FAKE_QEMU.format(python=sys.executable, plan=str(plan), log=str(log)))
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
-    runtime = tmp_path / "run"
-    runtime.mkdir()
-    (runtime / "label").write_text("old")
-    spec = {
-        "argv": [str(fake), "-S", "@BOOT@", "-qmp", f"unix:{runtime}/loader.sock,server=on"],
-        "loader": "stock",
-        "emmc": str(chip.path),
-        "fdtfile": "x",
-        "dtb": "/own.dtb",
-        "runtime": str(runtime),
-        "console_log": str(tmp_path / "console.log"),
-        "machine_log": str(tmp_path / "machine.log"),
-        "rescue": [],
-    }
-    (runtime / "loader.json").write_text(json.dumps(spec))
-    command = [sys.executable, "-m", "lab.virt.loader", str(runtime / "loader.json")]
-    assert subprocess.run(command, check=False, timeout=60).returncode == code
+    (tmp_path / "label").write_text("old")
+    argv = [str(fake), "-S", "@BOOT@", "-qmp", f"unix:{tmp_path}/loader.sock,server=on"]
+    assert play(chip, tmp_path, argv).returncode == code
     starts = [json.loads(line) for line in log.read_text().splitlines()]
     assert ["-S" in argv for argv in starts] == [True, False, False]
     appends = [argv[argv.index("-append") + 1].split()[-1] for argv in starts]
     assert appends == ["old", "new", "new"], "the choice at the prompt is for one start"
-    assert "power or reset: guest-reset" in (tmp_path / "console.log").read_text()
+    assert "power or reset: guest-reset" in (tmp_path / "console_log.log").read_text()
 
 
 def test_an_emmc_that_starts_nothing_ends_the_board(chip: Chip, tmp_path: Path) -> None:
     chip.path.write_bytes(bytes(SIZE))
-    spec = {
-        "argv": ["false", "@BOOT@"],
-        "loader": "stock",
-        "emmc": str(chip.path),
-        "fdtfile": "x",
-        "dtb": "/own.dtb",
-        "runtime": str(tmp_path),
-        "console_log": str(tmp_path / "console.log"),
-        "machine_log": str(tmp_path / "machine.log"),
-        "rescue": [],
-    }
-    (tmp_path / "loader.json").write_text(json.dumps(spec))
-    command = [sys.executable, "-m", "lab.virt.loader", str(tmp_path / "loader.json")]
-    done = subprocess.run(command, check=False, timeout=60, capture_output=True, text=True)
+    done = play(chip, tmp_path, ["false", "@BOOT@"])
     assert done.returncode == 1 and "no partition table" in done.stderr and "Traceback" not in done.stderr
