@@ -57,13 +57,15 @@ def archive_of_the_kit() -> bytes:
 
 
 class Host:
-    """The virtual board, a stand-in in its first USB port, and an empty second port."""
+    """The virtual board, a stand-in in its first USB port, its switched-off twin in the second, an empty third one."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.board = root, boards.load("rock-5-itx-plus")
         make_board(root / "board", self.board, sizes=SIZES)
-        self.engine = Engine(root / "board", "loader")
-        self.sockets = [str(root / name) for name in ("one", "two")]
+        make_board(root / "twin", self.board, serial="0002", sizes=SIZES)
+        self.engine, self.twin = Engine(root / "board", "loader"), Engine(root / "twin", "loader")
+        self.twin.connected = False
+        self.sockets = [str(root / name) for name in ("one", "two", "three")]
         self.ssh: list[str] = []
         self.agent: subprocess.Popen[bytes] | None = None
 
@@ -133,7 +135,7 @@ class Host:
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     host = Host(tmp_path_factory.mktemp("usb"))
-    with UsbPorts(host.sockets, [host.engine]):
+    with UsbPorts(host.sockets, [host.engine, host.twin]):
         try:
             host.start()
             yield host
@@ -230,10 +232,26 @@ def test_leaving_the_bus_in_the_middle_of_a_read(host: Host) -> None:
     assert host.kit("read", "emmc", size, "/tmp/ours.img")["sha256"] == image
     host.engine.options.faults = [faults.Fault("move", "read", after=8)]
     assert host.kit("read", "emmc", size, "/tmp/ours.img")["sha256"] == image, "at another port"
-    assert host.kit("find")["found"] == [{"path": "3-2", "maskrom": False}]
+    assert host.kit("find")["found"] == [{"path": "3-3", "maskrom": False}]
     host.plug("loader")
     host.engine.options.faults = [faults.Fault("disconnect", "read", after=8)]
     host.shell(f"rkdeveloptool rl 0 {SIZES['emmc']} /tmp/x.img", code=1)
+
+
+def test_two_identical_boards(host: Host) -> None:
+    """rkdeveloptool will not choose; our client asks which, and finds each at its port."""
+    host.twin.power_on()
+    try:
+        host.shell("for i in $(seq 100); do [ -e /sys/bus/usb/devices/3-2 ] && exit; sleep 0.1; done; exit 1")
+        assert host.shell("rkdeveloptool ld").count("Pid=0x350b") == 2
+        host.shell("rkdeveloptool rl 0 512 /tmp/x.img", code=1)
+        refused = host.kit("identify")
+        assert refused["code"] == ExitCode.NO_DEVICE and "rockusb:3-1, rockusb:3-2" in refused["hint"]
+        for port, engine in (("3-1", host.engine), ("3-2", host.twin)):
+            assert host.kit("identify", port)["identity"]["cpu-id"] == engine.board.identify()["cpu-id"]
+    finally:
+        host.twin.connected = False
+        host.shell("for i in $(seq 100); do [ -e /sys/bus/usb/devices/3-2 ] || exit 0; sleep 0.1; done; exit 1")
 
 
 def test_a_silent_device_is_given_up(host: Host) -> None:

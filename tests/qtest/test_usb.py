@@ -15,13 +15,13 @@ CONFIGURE = 0x40 + 0x38
 PORTSC = 0x40 + 0x400
 """Operational registers follow the capability registers, 0x40 bytes; each port has 0x10."""
 CONNECTED, POWERED = 1 << 0, 1 << 9
-USB2_PORTS, USB3_PORTS = 4, 4
+USB2_PORTS, USB3_PORTS, INTERRUPTERS, SLOTS = 4, 4, 1, 64
 
 
 @pytest.mark.parametrize("base", CONTROLLERS)
 def test_a_host_controller_each(machine: QTest, base: int) -> None:
     assert machine.readl(base) == 0x01000040, "xHCI 1.0, operational registers at 0x40"
-    assert machine.readl(base + 4) >> 24 == USB2_PORTS + USB3_PORTS
+    assert machine.readl(base + 4) == (USB2_PORTS + USB3_PORTS) << 24 | INTERRUPTERS << 8 | SLOTS
     assert machine.readl(base + GSNPSID) >> 16 == 0x5533, "Linux asks whether it is a DWC3"
     assert machine.readl(base + GHWPARAMS0) & 7 == HOST_MODE
     assert all(machine.readl(base + PORTSC + n * 16) & POWERED for n in range(USB2_PORTS + USB3_PORTS))

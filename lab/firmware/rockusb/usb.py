@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import re
 import time
 from typing import Any
 
@@ -136,7 +137,7 @@ class UsbBus:
             if device.idProduct in PRODUCTS and device.port_numbers:
                 path = f"{device.bus}-{'.'.join(map(str, device.port_numbers))}"
                 found.append((device, Found(path, device.idVendor, device.idProduct, device.bcdUSB)))
-        return found
+        return sorted(found, key=lambda pair: [int(number) for number in re.split("[-.]", pair[1].path)])
 
     def devices(self) -> list[Found]:
         return [found for _, found in self._all()]

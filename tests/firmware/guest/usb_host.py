@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 BOARD = "rock-5-itx-plus"
 
 
-def connect(**loader: Any) -> Transport:
-    """The board, over this machine's USB."""
+def connect(port: str = "", **loader: Any) -> Transport:
+    """The board, over this machine's USB: the only one, or the one at a port."""
     from lab import boards
     from lab.firmware.transports.select import Loader, open_transport
 
-    return open_transport("rockusb", boards.load(BOARD), Loader(**loader))
+    return open_transport(f"rockusb:{port}" if port else "rockusb", boards.load(BOARD), Loader(**loader))
 
 
 class Quiet:
@@ -65,9 +65,9 @@ def start_loader(path: str) -> dict[str, Any]:
         transport.close()
 
 
-def identify() -> dict[str, Any]:
+def identify(port: str = "") -> dict[str, Any]:
     """Who the board is, and its media."""
-    transport = connect()
+    transport = connect(port)
     try:
         media = {info.name: info.size for info in transport.storages()}
         return {"identity": dict(transport.identify()), "media": media}

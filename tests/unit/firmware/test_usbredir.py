@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +19,7 @@ from hypothesis import strategies as st
 from redir_guest import Guest, RedirBus
 
 from lab import boards
-from lab.errors import KitError
+from lab.errors import ExitCode, KitError
 from lab.firmware.rockusb import loaderfile, protocol
 from lab.firmware.rockusb.client import Rockusb
 from lab.firmware.rockusb.protocol import Op
@@ -372,3 +375,20 @@ def test_two_identical_boards(engine: Engine, drill: Path, tmp_path: Path) -> No
     with UsbPorts([str(tmp_path / "a"), str(tmp_path / "b")], [engine, twin]):
         for name in "ab":
             SocketGuest(tmp_path / name).until(Kind.HELLO, *PLUG)
+
+
+def test_the_command_serves_until_it_is_interrupted(drill: Path, tmp_path: Path) -> None:
+    where = tmp_path / "port"
+    command = [sys.executable, "-m", "lab", "board", "standin", str(drill), "--usbredir", str(where)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as served:
+        try:
+            deadline = time.monotonic() + 30
+            while not where.is_socket():
+                assert served.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            SocketGuest(where).until(Kind.HELLO, *PLUG)
+        finally:
+            served.send_signal(signal.SIGINT)
+        _, said = served.communicate(timeout=30)
+    assert served.returncode == ExitCode.ABORTED and b"Traceback" not in said
+    assert not where.exists()

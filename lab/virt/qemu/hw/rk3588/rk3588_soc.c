@@ -38,6 +38,7 @@
 #define UART_SPI(n)       (331 + (n))
 #define USB_SPI(n)        (220 + (n))
 #define USB_INTERRUPTERS  1
+#define USB_SLOTS         64
 #define NPU_BASE(n)       (0xfdab0000 + (n) * 0x10000)
 #define NPU_SPI(n)        (110 + (n))
 
@@ -258,6 +259,8 @@ static bool soc_realize_usb(Rk3588SocState *s, Error **errp)
         SysBusDevice *usb = SYS_BUS_DEVICE(&s->usb[i]);
 
         object_property_set_uint(OBJECT(usb), "intrs", USB_INTERRUPTERS,
+                                 &error_abort);
+        object_property_set_uint(OBJECT(usb), "slots", USB_SLOTS,
                                  &error_abort);
         if (!sysbus_realize(usb, errp)) {
             return false;
