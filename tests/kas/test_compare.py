@@ -125,6 +125,18 @@ def test_device_tree_numbering_and_symbols(tmp_path: Path) -> None:
     assert found[1].startswith("flags: ")
 
 
+def test_boards_that_one_side_lacks_are_one_row_for_people(tmp_path: Path) -> None:
+    many = kernel_set(tmp_path / "many", {})
+    for name in ("rk3588-a", "rk3588-b"):
+        (many / f"dtbs/{name}.dtb").write_bytes((many / "dtbs/rk3588s-orangepi-5.dtb").read_bytes())
+    sides = [
+        compare.open_side(str(root), "orangepi-5", Cache(tmp_path)) for root in (many, kernel_set(tmp_path / "1", {}))
+    ]
+    found = compare.compare(*sides)
+    assert [row.name for row in found] == ["rk3588-a", "rk3588-b"]
+    assert [row.name for row in compare._together(found)] == ["rk3588-a and 1 more boards"]
+
+
 def test_words_name_the_newest_sets(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     for word, told in (("kas", "--with kas"), ("minutes", "npulab build orangepi-5")):
