@@ -20,6 +20,12 @@ from lab.output import Output
 
 HELP = "make, verify, show, restore and prune backups of a board's storage"
 
+CONSISTENCY = {
+    "offline": "nothing was mounted read-write",
+    "quiesced": "quiesced: mounted file systems stood still while they were read",
+    "crash": "CRASH-CONSISTENT: file systems were in use while they were read, as after a power cut",
+}
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Verbs and options."""
@@ -38,6 +44,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         if name == "create":
             made.add_argument(
                 "--no-second-read", action="store_true", help="do not verify; such a backup allows no flash"
+            )
+            made.add_argument(
+                "--no-quiesce",
+                action="store_true",
+                help="let mounted file systems run on; such a backup is not verified",
             )
             made.add_argument("--dry-run", action="store_true", help="show the plan, write nothing")
     made = verb("verify", "check a backup's chunks, and with --via the board against them")
@@ -99,17 +110,30 @@ def _create(args: argparse.Namespace, out: Output) -> dict[str, Any]:
         context = transport.context if isinstance(transport, LinuxTransport) else {}
         with out.stage(f"backing up {board.title}") as meter:
             made = create.create(
-                store, board, transport, plan, meter, second_read=not args.no_second_read, context=context
+                store,
+                board,
+                transport,
+                plan,
+                meter,
+                second_read=not args.no_second_read,
+                quiesce=not args.no_quiesce,
+                context=context,
             )
     backup = made.manifest
     out.say(f"{backup.id}: {human(made.read)} read, {human(made.added)} new in the store")
     _verdict(backup, out)
-    document = {"backup": backup.id, "verified": backup.verified, "complete": backup.complete, "added": made.added}
+    document: dict[str, Any] = {
+        "backup": backup.id,
+        "verified": backup.verified,
+        "complete": backup.complete,
+        "added": made.added,
+    }
+    document["consistency"] = backup.consistency
     if not backup.verified and not args.no_second_read:
         unstable = [region.label for region in backup.regions if region.unstable]
         why = f"two reads differ in {', '.join(unstable)}" if unstable else "see the findings above"
         if backup.consistency == "crash":
-            why = "file systems are mounted read-write; boot from another medium, or add --firmware-only"
+            why = "file systems on it were written meanwhile; boot from another medium, or add --firmware-only"
         raise KitError(
             ExitCode.MISMATCH, f"{backup.id} is kept, but not verified: {why}", "try another cable or another way"
         )
@@ -118,6 +142,7 @@ def _create(args: argparse.Namespace, out: Output) -> dict[str, Any]:
 
 def _verdict(backup: Manifest, out: Output) -> None:
     out.say(f"  verified: {'yes' if backup.verified else 'NO'}, complete: {'yes' if backup.complete else 'NO'}")
+    out.say(f"  consistency: {CONSISTENCY[backup.consistency]}")
     for text in backup.missing:
         out.say(f"  not covered: {text}")
     for finding in backup.findings:
@@ -160,9 +185,11 @@ def _list(args: argparse.Namespace, out: Output) -> dict[str, Any]:
             size = sum(region.length for region in backup.regions)
             state = "verified" if backup.verified else "NOT VERIFIED"
             state += "" if backup.complete else ", incomplete"
+            state += {"crash": ", crash-consistent", "quiesced": ", quiesced"}.get(backup.consistency, "")
             rows.append((backup.id, backup.device, backup.created[:16], human(size), state))
             documents.append(
                 {"backup": backup.id, "device": backup.device, "verified": backup.verified, "complete": backup.complete}
+                | {"consistency": backup.consistency}
             )
     out.table(f"backups in {store.root}", ("backup", "board", "made", "size", "state"), rows)
     return {"backups": documents, "store": str(store.root)}

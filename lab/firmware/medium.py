@@ -8,9 +8,10 @@ for what would be unsafe.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from lab.errors import ExitCode, KitError
 from lab.firmware.identity import Identity
@@ -86,6 +87,21 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Release the board."""
+
+
+class Stillness(Protocol):
+    """Mounted file systems that are held still: mount point to how; ``kept`` says afterwards whether all were."""
+
+    mounts: dict[str, str]
+    kept: bool
+
+
+@runtime_checkable
+class Quiescer(Protocol):
+    """A transport to a running system, which can hold its file systems still."""
+
+    def quiesce(self, storages: Sequence[str]) -> AbstractContextManager[Stillness | None]:
+        """Hold still what is mounted of these media; None when that is nothing, or cannot be done."""
 
 
 def link_error(

@@ -87,7 +87,8 @@ class Cutter:
 
 
 @contextmanager
-def _cut(cutter: Cutter) -> Iterator[None]:
+def cut_at(cutter: Cutter) -> Iterator[None]:
+    """Within the block the store's disk is cut."""
     disk.observer = cutter
     try:
         yield
@@ -105,7 +106,7 @@ def backup_power_cuts(root: Path, board: Board, size: int, cuts: Iterable[int] |
     for number in cuts if cuts is not None else range(10_000):
         store, cutter = Store(root / "store"), Cutter(number)
         try:
-            with _cut(cutter):
+            with cut_at(cutter):
                 create.create(store, board, transport, plan, Quiet())
             if cuts is None:
                 break

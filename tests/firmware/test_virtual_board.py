@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -138,3 +139,36 @@ def test_another_virtual_board_is_another_board(bench: Bench) -> None:
     assert "emmc-cid:emmc" in refused["error"]["message"]
     bench.stop()
     assert bench.emmc.read_bytes() == before
+
+
+BUSY = """
+mount /dev/mmcblk0 /mnt
+nohup sh -c 'i=0; while :; do i=$((i + 1)); echo $i > /dev/shm/count
+  head -c 40000 /dev/urandom > /mnt/f$((i % 9)); mkdir /mnt/d$i; rm -rf /mnt/d$((i - 9)); done' > /dev/null 2>&1 &
+"""
+
+
+@pytest.mark.skipif(shutil.which("mke2fs") is None, reason="needs e2fsprogs")
+def test_file_system_under_load_stands_still(bench: Bench) -> None:
+    """The backup of a system at work is as clean as one that was shut down, and the work goes on."""
+    user = bench.root / "user.img"
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", user, "24M"], check=True)
+    with bench.emmc.open("r+b") as chip:
+        chip.seek(2 * chips.EMMC_BOOT_SIZE)
+        chip.write(user.read_bytes())
+    bench.shell("echo 3 > /proc/sys/vm/drop_caches")
+    bench.shell(BUSY)
+    create = ("backup", "create", "--board", BOARD, "--via", f"virt:{NAME}", "--storage", "emmc")
+    made = bench.run(*create)
+    assert made["verified"] and made["consistency"] == "quiesced"
+    bench.run("backup", "restore", "latest", "--storage", "emmc", "--to", str(bench.root / "out"))
+    checked = subprocess.run(
+        ["e2fsck", "-fn", bench.root / "out/emmc.img"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout
+    counts = [int(bench.shell("sleep 1; cat /dev/shm/count")) for _ in range(2)]
+    assert counts[1] > counts[0], "thawed"
+    refused = bench.run(*create, "--no-quiesce", code=ExitCode.MISMATCH)
+    assert "written meanwhile" in refused["error"]["message"]
+    states = [backup["consistency"] for backup in bench.run("backup", "list")["backups"]]
+    assert states == ["quiesced", "crash"]

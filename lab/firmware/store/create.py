@@ -12,9 +12,10 @@ import json
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from lab.errors import ExitCode, KitError, from_os_error
 from lab.firmware import gpt, lint
 from lab.firmware.identity import Identity, Verdict, compare, device_key
 from lab.firmware.lint import Finding
-from lab.firmware.medium import Medium, StorageInfo, Transport, is_zero
+from lab.firmware.medium import Medium, Quiescer, Stillness, StorageInfo, Transport, is_zero
 from lab.firmware.regions import Plan, Planned
 from lab.firmware.store import check, disk, index, manifest
 from lab.firmware.store.chunks import CHUNK
@@ -218,6 +219,58 @@ def _check_space(store: Store, plan: Plan, resumed: bool) -> None:
         )
 
 
+@dataclass
+class _Reading:
+    """What reading the media has given."""
+
+    added: int = 0
+    done: int = 0
+    media: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    unstable: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def _read_media(store: Store, work: Path, transport: Transport, plan: Plan, meter: Meter, twice: bool) -> _Reading:
+    """Each medium: copy its regions, look at what came, and with ``twice`` read them again."""
+    found, total = _Reading(), plan.size * (2 if twice else 1)
+    for info in plan.media:
+        regions = [region for region in plan.regions if region.storage == info.name]
+        medium = transport.open(info.name)
+        try:
+            for region in regions:
+                found.added += _copy(store, work, medium, region, meter, found.done, total)
+                found.done += region.length
+            record, odd = _describe(store, work, regions, info)
+            found.media.append(record)
+            found.findings += odd
+            for region in regions if twice else ():
+                path = work / index_name(region)
+                found.unstable[path.name] = check.second_read(store, path, medium, region, meter, found.done, total)
+                found.done += region.length
+        finally:
+            medium.close()
+    return found
+
+
+@contextmanager
+def standing_still(
+    transport: Transport, media: Sequence[StorageInfo], *, wanted: bool
+) -> Iterator[tuple[list[str], Stillness | None]]:
+    """Hold still what is mounted read-write of ``media``: the mount points, and what holds them (None: nothing)."""
+    mounted = [target for info in media for target in info.mounted]
+    if mounted and wanted and isinstance(transport, Quiescer):
+        with transport.quiesce([info.name for info in media]) as held:
+            yield mounted, held
+    else:
+        yield mounted, None
+
+
+def _consistency(mounted: Sequence[str], held: Stillness | None) -> str:
+    if not mounted:
+        return "offline"
+    return "quiesced" if held is not None and held.kept else "crash"
+
+
 def create(
     store: Store,
     board: Board,
@@ -226,52 +279,37 @@ def create(
     meter: Meter,
     *,
     second_read: bool = True,
-    quiesced: bool = False,
+    quiesce: bool = True,
     context: dict[str, str] | None = None,
 ) -> Result:
-    """Make a backup. Unless ``second_read`` is off, the medium is read twice and the manifest says so."""
+    """Make a backup. Unless ``second_read`` is off, the medium is read twice and the manifest says so.
+
+    With ``quiesce`` mounted file systems of the payload stand still meanwhile; the manifest says whether they did.
+    """
     identity = dict(transport.identify())
+    payload = any(not region.critical for region in plan.regions)
     try:
         with store.lock():
             work, resumed = _work_directory(store, board, plan, identity)
             _check_space(store, plan, resumed)
-            total = plan.size * (2 if second_read else 1)
-            added = done = 0
-            media: list[dict[str, Any]] = []
-            findings: list[Finding] = []
-            unstable: dict[str, tuple[int, ...]] = {}
-            for info in plan.media:
-                regions = [region for region in plan.regions if region.storage == info.name]
-                medium = transport.open(info.name)
-                try:
-                    for region in regions:
-                        added += _copy(store, work, medium, region, meter, done, total)
-                        done += region.length
-                    record, odd = _describe(store, work, regions, info)
-                    media.append(record)
-                    findings += odd
-                    for region in regions if second_read else ():
-                        path = work / index_name(region)
-                        unstable[path.name] = check.second_read(store, path, medium, region, meter, done, total)
-                        done += region.length
-                finally:
-                    medium.close()
-            mounted = any(info.mounted for info in plan.media)
-            consistency = "offline" if not mounted else "quiesced" if quiesced else "crash"
-            backup = _manifest(board, transport, plan, identity, work, media, findings, unstable)
-            verified = second_read and not any(unstable.values()) and not any(f.fatal for f in findings)
+            with standing_still(transport, plan.media, wanted=quiesce and payload) as (mounted, held):
+                found = _read_media(store, work, transport, plan, meter, second_read)
+            consistency = _consistency(mounted, held)
+            backup = _manifest(board, transport, plan, identity, work, found)
+            verified = second_read and not any(found.unstable.values()) and not any(f.fatal for f in found.findings)
             # A file system that is written while it is read cannot be trusted to start again.
-            verified = verified and (consistency != "crash" or all(region.critical for region in plan.regions))
+            verified = verified and (consistency != "crash" or not payload)
+            more = {"held still": ", ".join(f"{path} ({how})" for path, how in held.mounts.items())} if held else {}
             backup = backup.finish(
                 consistency=consistency,
-                context=dict(context or {}),
+                context={**(context or {}), **more},
                 verified=verified,
                 verification=check.record() if second_read else None,
             )
             _publish(store, work, backup)
     except OSError as error:
         raise from_os_error(error, "writing the backup") from error
-    return Result(backup, plan.size, added, resumed)
+    return Result(backup, plan.size, found.added, resumed)
 
 
 def _manifest(
@@ -280,9 +318,7 @@ def _manifest(
     plan: Plan,
     identity: dict[str, str],
     work: Path,
-    media: list[dict[str, Any]],
-    findings: list[Finding],
-    unstable: dict[str, tuple[int, ...]],
+    found: _Reading,
 ) -> Manifest:
     now = datetime.datetime.now(datetime.UTC)
     records = []
@@ -299,7 +335,7 @@ def _manifest(
                 path.name,
                 index.digest(path),
                 zeros,
-                unstable.get(path.name, ()),
+                found.unstable.get(path.name, ()),
             )
         )
     stamp = now.strftime("%Y%m%dt%H%M%Sz")
@@ -317,9 +353,9 @@ def _manifest(
         missing=plan.missing,
         verified=False,
         verification=None,
-        media=tuple(media),
+        media=tuple(found.media),
         regions=tuple(records),
-        findings=tuple(findings),
+        findings=tuple(found.findings),
     )
 
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from lab.boards import Board, Storage
 from lab.errors import ExitCode, KitError
 from lab.firmware.identity import Identity, clean
 from lab.firmware.medium import Medium, StorageInfo, check_range, link_error
+from lab.firmware.transports import quiesce, sparse
+from lab.firmware.transports.quiesce import Hold
+from lab.firmware.transports.sparse import Unpacker
 
 
 class Remote(Protocol):
@@ -59,6 +62,9 @@ echo "release|$(uname -r)"
 echo "cmdline|$(get $R/proc/cmdline)"
 while read -r _ _ dev _ target opts _; do echo "mount|$dev|$target|$opts"; done < "$R/proc/self/mountinfo"
 echo "sha256|$(command -v sha256sum)"
+echo "python|$(command -v python3)"
+for d in /dev/shm /run /tmp; do while read -r _ _ _ _ t rest; do case "$t $rest" in
+  "$d "*" - tmpfs "*|"$d "*" - ramfs "*) [ -w "$d" ] && echo "memory|$d";; esac; done < "$R/proc/self/mountinfo"; done
 echo "end|"
 """
 
@@ -75,8 +81,7 @@ class LinuxMedium:
         self._remote = transport.remote
         self._path = f'"$NPULAB_ROOT"/dev/{device}'
         self._nor = info.kind == "spi-nor"
-        self._stream: Iterator[bytes] | None = None
-        self._buffer = bytearray()
+        self._stream: Unpacker | None = None
         self._at = self._last = -1
         self._unlocked = False
         if write and "boot" in device:
@@ -107,18 +112,13 @@ class LinuxMedium:
     def _exact(self, offset: int, length: int) -> bytes:
         """One request: from the running stream, a new stream for the second read in a row, else a command."""
         if self._stream is None and offset == self._last and offset:
-            self._stream, self._at = self._remote.stream(self._dd(offset, self.info.size - offset)), offset
+            self._stream, self._at = self._packed(offset), offset
         self._last = offset + length
+        self._transport.beat()
         if self._stream is None or offset != self._at:
             data = self._remote.run(self._dd(offset, length))
         else:
-            while len(self._buffer) < length:
-                part = next(self._stream, b"")
-                if not part:
-                    break
-                self._buffer += part
-            data = bytes(self._buffer[:length])
-            del self._buffer[:length]
+            data = self._stream.take(length)
             self._at += length
         if len(data) != length:
             raise link_error(
@@ -126,13 +126,18 @@ class LinuxMedium:
             )
         return data
 
+    def _packed(self, start: int) -> Unpacker | None:
+        """The rest of the medium as a stream without its zeros, where the link is fast enough to want one."""
+        has_python, end = self._transport.has_python, self.info.size
+        script = (sparse.python_script if has_python else sparse.shell_script)(self._path, start, end)
+        source = self._remote.stream(script)
+        piece = sparse.PIECE if has_python else sparse.SHELL_PIECE
+        return None if source is None else Unpacker(source, end - start, piece, self._remote.name)
+
     def _stop(self) -> None:
         if self._stream is not None:
-            close = getattr(self._stream, "close", None)
-            if close:
-                close()
+            self._stream.close()
         self._stream = None
-        self._buffer.clear()
         self._at = -1
 
     def write(self, offset: int, data: bytes) -> None:
@@ -186,6 +191,7 @@ class LinuxMedium:
         if not self._transport.has_sha256:
             return None
         self._stop()
+        self._transport.beat()
         answer = self._remote.run(f"{self._dd(offset, length)} | sha256sum", timeout=120).decode(errors="replace")
         return answer.split()[0] if re.match(r"[0-9a-f]{64}\b", answer) else None
 
@@ -205,6 +211,8 @@ class LinuxTransport:
             raise link_error(f"{self.name}: the board's answer is incomplete", "is there a root shell?")
         self._rows = rows
         self.has_sha256 = bool(self._value("sha256"))
+        self.has_python = bool(self._value("python"))
+        self._hold: Hold | None = None
         compatible = self._value("compatible").split()
         if compatible and board.compatible[0] not in compatible and not board.virtual:
             raise KitError(
@@ -284,6 +292,33 @@ class LinuxTransport:
         if storage not in self._media:
             raise KitError(ExitCode.NO_DEVICE, f"{self.name} has no {storage}", f"it has: {', '.join(self._media)}")
         return LinuxMedium(self, self._media[storage], self._devices[storage], write=write)
+
+    @contextlib.contextmanager
+    def quiesce(self, storages: Sequence[str]) -> Iterator[Hold | None]:
+        """Hold the file systems of these media still; None when nothing is mounted, or the board has no tmpfs."""
+        mounts = [target for info in self._media.values() if info.name in storages for target in info.mounted]
+        memory = self._value("memory")
+        if not mounts or not memory:
+            yield None
+            return
+        run = self._run_within_guard
+        with quiesce.hold(run, memory, list(dict.fromkeys(mounts))) as held:
+            self._hold = held
+            try:
+                # What the block cache read of the disk before the file system wrote its files there is old by now.
+                for name in storages:
+                    self.drop_caches(f'"$NPULAB_ROOT"/dev/{self._devices[name]}')
+                yield held
+            finally:
+                self._hold = None
+
+    def _run_within_guard(self, script: str) -> bytes:
+        return self.remote.run(script, timeout=quiesce.GUARD_SECONDS)
+
+    def beat(self) -> None:
+        """A sign of life for the guard of frozen file systems."""
+        if self._hold is not None:
+            self._hold.beat()
 
     def drop_caches(self, path: str) -> None:
         """The next read comes from the medium."""

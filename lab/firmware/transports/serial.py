@@ -110,7 +110,9 @@ class SerialRemote:
 
     def _send(self, number: str, script: str, stdin: bytes) -> None:
         """The script as a here-document, so that no line is longer than a terminal takes."""
-        lines = [f"S=/tmp/.npulab-{number}; cat > $S.sh <<'end-{number}'"]
+        # in memory: the file system behind /tmp may be frozen, or read-only
+        where = "S=/tmp; for D in /dev/shm /run; do [ -d $D ] && [ -w $D ] && S=$D && break; done"
+        lines = [where, f"S=$S/.npulab-{number}; cat > $S.sh <<'end-{number}'"]
         lines += [f"NPULAB_ROOT={self.root}", *script.strip().splitlines(), f"end-{number}"]
         if stdin:
             text = base64.b64encode(stdin).decode()

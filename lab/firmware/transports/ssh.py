@@ -21,7 +21,7 @@ SILENCE_SECONDS = 30.0
 
 
 class SshRemote:
-    """Runs scripts through ``ssh``; one connection is shared by all of them.
+    """Runs scripts through ``ssh``; one connection is shared by all of them. ``received`` counts the bytes that came.
 
     ``prefix`` replaces the ssh command, for labgrid's own connection or for a shell on this host.
     """
@@ -32,6 +32,7 @@ class SshRemote:
         self.name = f"ssh:{destination}"
         self._directory: Path | None = None
         self.root = ""
+        self.received = 0
         if prefix is not None:
             self._prefix = list(prefix)
             return
@@ -83,6 +84,7 @@ class SshRemote:
             raise link_error(f"{self.name}: no answer within {timeout:.0f} s") from None
         if done.returncode:
             raise self._explain(done.returncode, done.stderr.decode(errors="replace"))
+        self.received += len(done.stdout)
         return done.stdout
 
     def _explain(self, code: int, text: str) -> KitError:
@@ -120,6 +122,7 @@ class SshRemote:
                 data = os.read(child.stdout.fileno(), 1 << 18)
                 if not data:
                     break
+                self.received += len(data)
                 yield data
             code = child.wait(10)
             if code:

@@ -18,7 +18,7 @@ from lab import boards
 from lab.errors import ExitCode, KitError
 from lab.firmware import regions
 from lab.firmware.store import Store, check, create, reader
-from lab.firmware.transports import linux, serial, ssh
+from lab.firmware.transports import linux, quiesce, serial, sparse, ssh
 from lab.firmware.transports.linux import LinuxTransport
 
 BackUp = Callable[..., create.Result]
@@ -121,6 +121,143 @@ def test_mounted_root_is_not_verified(
     plan = regions.make(board, transport, firmware_only=True)
     firmware = create.create(store, board, transport, plan, meter)  # type: ignore[arg-type]
     assert firmware.manifest.verified and not firmware.manifest.complete
+
+
+@pytest.mark.parametrize("python", [True, False])
+def test_zeros_are_not_sent(
+    target: Target, board: boards.Board, store: Store, meter: object, tmp_path: Path, python: bool
+) -> None:
+    """Zero runs cost a letter each; content, also where a piece is half zeros, comes whole."""
+    image = target.media / "emmc.img"
+    with image.open("r+b") as stream:
+        stream.seek((30 << 20) + 70_000)
+        stream.write(os.urandom(3_000))
+    remote = local(target)
+    transport = LinuxTransport(board, remote)
+    assert transport.has_python
+    transport.has_python = python
+    plan = regions.make(board, transport, ["emmc"])
+    before = remote.received
+    made = create.create(store, board, transport, plan, meter)  # type: ignore[arg-type]
+    assert made.manifest.verified
+    reader.extract(store, made.manifest, "emmc", tmp_path / "out.img")
+    assert (tmp_path / "out.img").read_bytes() == image.read_bytes()
+    content = image.read_bytes()
+    data = sum(65536 for at in range(0, 40 << 20, 65536) if content[at : at + 65536] != bytes(65536))
+    assert remote.received - before < (data + (3 << 20) if python else 16 << 20) < 40 << 20
+
+
+@pytest.mark.parametrize(
+    ("stream", "words"),
+    [
+        (b"D12", "ended early"),
+        (b"ZX", "garbled"),
+        (b"ZZX", "digest"),
+        (b"ZZH" + b"0" * 64, "digest"),
+        (b"ZZ", "ended early"),
+    ],
+)
+def test_a_damaged_stream_is_noticed(stream: bytes, words: str) -> None:
+    unpacker = sparse.Unpacker(iter([stream]), 8, 4, "board")
+    with pytest.raises(KitError, match=words) as caught:
+        unpacker.take(8)
+    assert caught.value.code == ExitCode.LINK
+
+
+class Freezer:
+    """Programs that say what would be frozen; the real ones would freeze this host."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch, refuses: str = "") -> None:
+        self.log, self.memory = root / "freezer.log", root / "memory"
+        programs = root / "programs"
+        for directory in (programs, self.memory):
+            directory.mkdir()
+        script = (
+            f'#!/bin/sh\necho "${{0##*/}} $*" >> {self.log}\ncase "$2" in *{refuses or "nothing"}*) exit 1;; esac\n'
+        )
+        for name in ("fsfreeze", "mount", "python3"):
+            (programs / name).write_text(script)
+            (programs / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+    def lines(self) -> list[str]:
+        return self.log.read_text().splitlines() if self.log.exists() else []
+
+    def run(self, script: str) -> bytes:
+        return subprocess.run(["sh", "-c", script], check=True, capture_output=True, timeout=20).stdout
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 15) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_file_systems_stand_still_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    freezer = Freezer(tmp_path, monkeypatch)
+    with quiesce.hold(freezer.run, str(freezer.memory), ["/", "/a b", "/a b/c"]) as held:
+        assert held.mounts == {"/a b/c": "frozen", "/a b": "frozen", "/": "frozen"}
+        assert freezer.lines() == ["fsfreeze -f /a b/c", "fsfreeze -f /a b", "fsfreeze -f /"]
+    assert held.kept
+    assert {"fsfreeze -u /a b/c", "fsfreeze -u /a b", "fsfreeze -u /"} <= set(freezer.lines())
+    wait_for(lambda: not list(freezer.memory.iterdir()))
+
+
+def test_an_error_thaws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    freezer = Freezer(tmp_path, monkeypatch)
+    with pytest.raises(KeyboardInterrupt), quiesce.hold(freezer.run, str(freezer.memory), ["/data"]):
+        raise KeyboardInterrupt
+    assert "fsfreeze -u /data" in freezer.lines()
+
+
+def test_the_board_thaws_itself_when_the_link_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    freezer, dead = Freezer(tmp_path, monkeypatch), False
+    monkeypatch.setattr(quiesce, "GUARD_SECONDS", 1)
+
+    def run(script: str) -> bytes:
+        if dead:
+            raise KitError(ExitCode.LINK, "gone")
+        return freezer.run(script)
+
+    with quiesce.hold(run, str(freezer.memory), ["/data"]) as held:
+        dead = True
+        wait_for(lambda: "fsfreeze -u /data" in freezer.lines())
+    assert not held.kept
+
+
+def test_signs_of_life_keep_the_guard_quiet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    freezer = Freezer(tmp_path, monkeypatch)
+    monkeypatch.setattr(quiesce, "GUARD_SECONDS", 2)
+    monkeypatch.setattr(quiesce, "BEAT_SECONDS", 0.2)
+    with quiesce.hold(freezer.run, str(freezer.memory), ["/data"]) as held:
+        end = time.monotonic() + 4
+        while time.monotonic() < end:
+            held.beat()
+            time.sleep(0.1)
+        assert "fsfreeze -u /data" not in freezer.lines()
+    assert held.kept
+
+
+def test_what_cannot_be_frozen_is_made_read_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in for mount refuses nothing but a path of its own second argument."""
+    freezer = Freezer(tmp_path, monkeypatch, refuses="boot")
+    for name in ("fsfreeze", "python3"):
+        path = tmp_path / "programs" / name
+        path.write_text(path.read_text().replace('"$2"', '"$*"'))
+    with quiesce.hold(freezer.run, str(freezer.memory), ["/boot", "/data"]) as held:
+        assert held.mounts == {"/boot": "read-only", "/data": "frozen"}
+    assert held.kept and "mount -o remount,rw /boot" in freezer.lines()
+
+
+def test_one_that_cannot_stand_still_lets_all_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    freezer = Freezer(tmp_path, monkeypatch, refuses="busy")
+    for path in (tmp_path / "programs").iterdir():
+        path.write_text(path.read_text().replace('"$2"', '"$*"'))
+    with quiesce.hold(freezer.run, str(freezer.memory), ["/busy", "/data"]) as held:
+        assert held.mounts == {}
+        assert "fsfreeze -u /data" in freezer.lines()
+    assert not held.kept
 
 
 def test_digest_is_computed_on_the_board(target: Target, board: boards.Board, monkeypatch: pytest.MonkeyPatch) -> None:
