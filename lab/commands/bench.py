@@ -22,6 +22,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="leave out what takes more than a minute")
     parser.add_argument("--soak", type=int, metavar="N", help="boots in a row (default 200, with --quick 3)")
     parser.add_argument(
+        "--part", action="append", default=[], metavar="NAME", help="of firmware: only this part (repeatable)"
+    )
+    parser.add_argument("--cuts", type=int, default=500, metavar="N", help="random power cuts of the virtual board")
+    parser.add_argument(
         "--kernel", choices=("fast", "distro"), default="fast", help="trimmed mainline, or Debian's own"
     )
 
@@ -46,7 +50,11 @@ def _measure(args: argparse.Namespace, results: Path, out: Output) -> list[Figur
     if args.area == "firmware":
         from lab.firmware import figures as firmware
 
-        return firmware.measure(out, quick=args.quick)
+        for part in args.part:
+            if part not in firmware.PARTS:
+                hint = f"one of {', '.join(firmware.PARTS)}"
+                raise KitError(ExitCode.USAGE, f"the figures of firmware have no part {part}", hint)
+        return firmware.measure(out, quick=args.quick, parts=args.part, cuts=args.cuts)
     if args.area == "kernel":
         from lab.kernel import figures as kernel
 

@@ -28,12 +28,13 @@ from lab.firmware import regions
 from lab.firmware.flash import bmap, session
 from lab.firmware.flash.session import Session, Wish
 from lab.firmware.store import Store, check, create
-from lab.firmware.sweep import Cutter, PowerCut, Quiet, Sweep, cut_at
+from lab.firmware.sweep import PHASES, Cutter, PowerCut, Quiet, Sweep, cut_at
 from lab.firmware.transports.linux import LinuxTransport
 from lab.firmware.transports.ssh import SshRemote
-from lab.output import Meter
+from lab.output import Meter, Output
 from lab.virt import chips
 from lab.virt.board import BoardConfig, VirtualBoard
+from lab.virt.select import board_config, find_artifacts
 
 BOARD, DTB = "rock-5-itx", "rk3588-rock-5-itx"
 SOURCE = Path(__file__).with_name("powercut.c")
@@ -41,8 +42,6 @@ EMMC_SIZE = 32 << 20
 BOOT_SECONDS = 120.0
 PAYLOAD = 17 << 20
 """Where on the eMMC's user area the images differ: past the loader's region."""
-
-PHASES = (("flash", "resume"), ("flash", "rollback"), ("rollback", "rollback"))
 
 
 def build_library(cache: Cache | None = None) -> Path:
@@ -263,7 +262,6 @@ def _host_case(lab: _Lab, root: Path, number: int, result: Sweep) -> None:
 
 @contextlib.contextmanager
 def _running(root: Path, config: BoardConfig, changed: int) -> Iterator[_Lab]:
-    root.mkdir()
     lab: _Lab | None = None
     try:
         lab = _Lab(root, config, changed)
@@ -271,7 +269,6 @@ def _running(root: Path, config: BoardConfig, changed: int) -> Iterator[_Lab]:
     finally:
         if lab is not None:
             lab.device.close()
-        shutil.rmtree(root, ignore_errors=True)
 
 
 def power_cuts(
@@ -306,11 +303,7 @@ def power_cuts(
     return result
 
 
-def config_for_sweeps(kernel: str, output: object) -> BoardConfig:
-    """What the sweeps boot: the cached artifact set with the board's tree that has an eMMC."""
-    from lab.output import Output
-    from lab.virt.select import board_config, find_artifacts
-
-    assert isinstance(output, Output)
-    artifacts = find_artifacts(os.environ.get("NPULAB_ARTIFACTS"), kernel, output)
+def config(kernel: str, out: Output) -> BoardConfig:
+    """What the sweeps boot: the cached artifact set, with the tree of a board that has an eMMC."""
+    artifacts = find_artifacts(os.environ.get("NPULAB_ARTIFACTS"), kernel, out)
     return board_config(artifacts, DTB)

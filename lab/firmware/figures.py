@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import random
 import shutil
@@ -10,19 +11,27 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from lab import boards, process
 from lab.figures import Figure
-from lab.firmware import regions, sweep
+from lab.firmware import boardsweep, faultsweep, regions, sweep
 from lab.firmware.flash import bmap, session
 from lab.firmware.flash.session import Session, Wish
+from lab.firmware.rockusb.client import Rockusb
+from lab.firmware.standin import faults
+from lab.firmware.standin.engine import Engine
 from lab.firmware.standin.media import make_board, noise
-from lab.firmware.store import Store, create
+from lab.firmware.standin.server import Server
+from lab.firmware.standin.shim import rkdeveloptool
+from lab.firmware.standin.socketbus import SocketBus
+from lab.firmware.store import Store, create, reader
 from lab.firmware.sweep import Quiet, Sweep
 from lab.firmware.transports.block import BlockTransport, DrillTransport
-from lab.output import Output
+from lab.firmware.transports.rockusb import RockusbTransport
+from lab.output import Meter, Output
 
 COMMAND = "npulab bench firmware"
 MIB = 1 << 20
@@ -154,38 +163,98 @@ def main(arguments: list[str]) -> None:
     print(made.added, peak, seconds)
 
 
-def _sweeps(root: Path, quick: bool) -> list[Figure]:
-    board, size = boards.load("rock-5-itx-plus"), 256 << 10
+RANDOM_CUTS = 500
+"""Per operation, of a large image."""
+
+
+def _sweeps(root: Path, quick: bool, meter: Meter) -> list[Figure]:
+    """Power cuts on the stand-in: every step of a small image, with the full form 500 random ones of a large one."""
+    board, small, large = boards.load("rock-5-itx-plus"), 256 << 10, 16 * MIB
     steps: list[tuple[str, Callable[[Path], Sweep]]] = [
-        ("power cuts while backing up, every step", lambda path: sweep.backup_power_cuts(path, board, size)),
+        ("power cuts while backing up, every step", lambda path: sweep.backup_power_cuts(path, board, small)),
         (
             "power cuts while flashing and rolling back, every write",
-            lambda path: sweep.flash_power_cuts(path, board, size),
+            lambda path: sweep.flash_power_cuts(path, board, small),
         ),
-        ("every fault at backup, flash and rollback", lambda path: sweep.fault_sweep(path, board, 128 << 10)),
     ]
     if not quick:
-        draw = random.Random(3588)
-        backup = sorted(draw.randrange(120) for _ in range(250))
-        flash = sorted(draw.randrange(300) for _ in range(84))
+
+        def backup_cuts(path: Path) -> Sweep:
+            cuts = sweep.chosen_cuts(sweep.backup_steps(path, board, large), RANDOM_CUTS, 3588)
+            return sweep.backup_power_cuts(path, board, large, cuts, meter)
+
+        def flash_cuts(path: Path) -> Sweep:
+            (path / "count").mkdir()
+            writes = sweep.flash_steps(path / "count", board, large)
+            cuts = sweep.chosen_cuts(writes, -(-RANDOM_CUTS // len(sweep.PHASES)), 3588)
+            return sweep.flash_power_cuts(path, board, large, cuts, meter)
+
         steps += [
-            (
-                "power cuts while backing up 16 MiB, 250 random",
-                lambda path: sweep.backup_power_cuts(path, board, 16 * MIB, backup),
-            ),
-            (
-                "power cuts while flashing 16 MiB, 252 random",
-                lambda path: sweep.flash_power_cuts(path, board, 16 * MIB, flash),
-            ),
+            (f"power cuts while backing up 16 MiB, {RANDOM_CUTS} random", backup_cuts),
+            (f"power cuts while flashing and rolling back 16 MiB, {RANDOM_CUTS} random", flash_cuts),
         ]
-    rows = []
-    for number, (name, run) in enumerate(steps):
-        path = root / f"sweep{number}"
-        path.mkdir()
+    return [_sweep_row(root, name, run) for name, run in steps]
+
+
+def _sweep_row(root: Path, name: str, run: Callable[[Path], Sweep]) -> Figure:
+    path = root / "sweep"
+    path.mkdir()
+    try:
         done = run(path)
+    finally:
         shutil.rmtree(path)
-        note = f"{done.cases} cases" + (f"; {'; '.join(done.problems[:3])}" if done.problems else "")
-        rows.append(_figure(f"losses in: {name}", done.lost, "cases", 0, note=note))
+    note = f"{done.cases} cases" + (f"; {'; '.join(done.problems[:3])}" if done.problems else "")
+    return _figure(f"losses in: {name}", done.lost, "cases", 0, note=note)
+
+
+def _faults(root: Path, out: Output, meter: Meter) -> list[Figure]:
+    """Every fault at every operation, and the table of what came of it."""
+    root.mkdir()
+    done = faultsweep.fault_matrix(root, boards.load("rock-5-itx-plus"), 128 << 10, meter)
+    out.table("what comes of a fault", ["operation", *faults.KINDS], list(done.rows()))
+    note = f"{done.cases} cases" + (f"; {'; '.join(done.problems[:3])}" if done.problems else "")
+    limit = faultsweep.LIMIT_SECONDS
+    return [
+        _figure("losses in: every fault at every operation", done.lost, "cases", 0, note=note),
+        _figure("longest wait for a device with a fault, by the timeouts", done.waited, "s", limit),
+    ]
+
+
+def _board_sweeps(root: Path, quick: bool, cuts: int, out: Output, meter: Meter) -> list[Figure]:
+    """Power cuts on the virtual board: few, or every write of a small image and random ones of a large one."""
+    found = boardsweep.config("fast", out)
+    forms: list[tuple[str, int, int | None]] = [("a few of a small image", 8192, 3)]
+    if not quick:
+        forms = [("every write of a small image", 8192, None), (f"{cuts} random of a large image", 4 * MIB, cuts)]
+    rows = []
+    for name, changed, count in forms:
+        title = f"power cuts on the virtual board, {name}"
+        run = partial(boardsweep.power_cuts, config=found, meter=meter, changed=changed, cuts=count)
+        rows.append(_sweep_row(root, title, run))
+    return rows
+
+
+def _interoperability(root: Path) -> list[Figure]:
+    """The same bytes by the distribution's rkdeveloptool and by our client, and by the plain restore commands."""
+    root.mkdir()
+    board = boards.load("rock-5-itx-plus")
+    make_board(root / "board", board, sizes={"spi": MIB, "emmc": 32 * MIB, "sd": 0})
+    rows = []
+    if shutil.which("rkdeveloptool") and shutil.which("gcc"):
+        with Server(root / "socket", [Engine(root / "board", "loader")]):
+            done = rkdeveloptool(root / "socket", "rl", "0", str(32 * 2048), "tool.img", cwd=root)
+            device = RockusbTransport(board, Rockusb(SocketBus(root / "socket")))
+            ours = device.open("emmc").read(0, 32 * MIB)
+            device.close()
+        same = done.returncode == 0 and ours == (root / "tool.img").read_bytes()
+        rows.append(_figure("images by rkdeveloptool and by us that differ", float(not same), "images", 0))
+    transport, store = DrillTransport(root / "board"), Store(root / "store")
+    made = create.create(store, board, transport, regions.make(board, transport), Quiet()).manifest
+    script = "\n".join(reader.plain_restore(store, made))
+    subprocess.run(["sh", "-c", script], cwd=root, check=True, timeout=300)
+    names = [info.name for info in transport.storages()]
+    differ = sum(not filecmp.cmp(root / f"{name}.img", root / "board" / f"{name}.img", shallow=False) for name in names)
+    rows.append(_figure("media restored by zstd and dd alone that differ", differ, "media", 0, note=f"{len(names)}"))
     return rows
 
 
@@ -198,20 +267,29 @@ def _drill(root: Path) -> list[Figure]:
     return [_figure("backup of a board with 16 MiB NOR and two 64 MiB media, verified", seconds, "s", 30.0)]
 
 
-def measure(out: Output, *, quick: bool) -> list[Figure]:
-    """All figures, with ``quick`` on small images and with fewer cuts."""
+PARTS = ("sweeps", "faults", "board", "throughput", "sparse", "interoperability", "drill")
+
+
+def measure(out: Output, *, quick: bool, parts: Sequence[str] = (), cuts: int = RANDOM_CUTS) -> list[Figure]:
+    """All figures or those of ``parts``; with ``quick`` on small images and with fewer cuts.
+
+    ``cuts``: random power cuts on the virtual board, each of which boots it.
+    """
     rows: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="npulab-bench-") as name:
         root = Path(name)
-        parts: list[tuple[str, Callable[[], list[Figure]]]] = [
-            ("sweeps", lambda: _sweeps(root, quick)),
-            ("throughput", lambda: _throughput(root, quick)),
-            ("sparse images", lambda: _sparse(root / "sparse", quick)),
-            ("drill", lambda: _drill(root / "drill")),
-        ]
-        for title, part in parts:
-            with out.stage(title):
-                rows += part()
+        known: dict[str, Callable[[Meter], list[Figure]]] = {
+            "sweeps": lambda meter: _sweeps(root, quick, meter),
+            "faults": lambda meter: _faults(root / "faults", out, meter),
+            "board": lambda meter: _board_sweeps(root, quick, cuts, out, meter),
+            "throughput": lambda meter: _throughput(root, quick),
+            "sparse": lambda meter: _sparse(root / "sparse", quick),
+            "interoperability": lambda meter: _interoperability(root / "interoperability"),
+            "drill": lambda meter: _drill(root / "drill"),
+        }
+        for title in parts or PARTS:
+            with out.stage(title) as meter:
+                rows += known[title](meter)
     return rows
 
 

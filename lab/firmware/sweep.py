@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Sweeps over what can go wrong: the power fails at each write, each fault meets each operation.
+"""Sweeps over power failures on the stand-in: of this host while it backs up, of the board while it is written.
 
 Each function returns counts; ``lost`` must be zero. The short forms run in the tests, the full ones in ``npulab bench
-firmware``.
+firmware``. Faults of the device are in `lab.firmware.faultsweep`, the virtual board in `lab.firmware.boardsweep`.
 """
 
 from __future__ import annotations
@@ -29,8 +29,10 @@ from lab.firmware.standin.media import make_board
 from lab.firmware.store import Store, check, create, disk, reader
 from lab.firmware.transports.block import DrillTransport
 from lab.firmware.transports.rockusb import RockusbTransport
+from lab.output import Meter
 
-ALLOWED = (ExitCode.LINK, ExitCode.MISMATCH, ExitCode.REFUSED)
+PHASES = (("flash", "resume"), ("flash", "rollback"), ("rollback", "rollback"))
+"""What is cut, and what is done afterwards."""
 
 
 @dataclass
@@ -96,7 +98,36 @@ def cut_at(cutter: Cutter) -> Iterator[None]:
         disk.observer = None
 
 
-def backup_power_cuts(root: Path, board: Board, size: int, cuts: Iterable[int] | None = None) -> Sweep:
+def chosen_cuts(steps: int, count: int, seed: int) -> list[int]:
+    """``count`` of ``steps`` steps at random, all different; repeated only when there are fewer steps."""
+    draw = random.Random(seed)
+    whole, rest = divmod(count, steps)
+    return sorted([*range(steps)] * whole + draw.sample(range(steps), rest))
+
+
+def backup_steps(root: Path, board: Board, size: int) -> int:
+    """Changes of the store's disk that one backup makes."""
+    make_board(root / "board", board, sizes={"spi": size, "emmc": 0, "sd": 0})
+    transport, cutter = DrillTransport(root / "board"), Cutter(-1)
+    with cut_at(cutter):
+        create.create(Store(root / "store"), board, transport, regions.make(board, transport, ["spi"]), Quiet())
+    shutil.rmtree(root / "store")
+    return cutter.count
+
+
+def flash_steps(root: Path, board: Board, size: int) -> int:
+    """Writes that one flash run makes."""
+    lab = FlashLab(root, board, size)
+    engine = Engine(lab.root, "loader")
+    run = lab.planned(lab.reach(engine))
+    run.run(lab.reach(engine), Quiet())
+    engine.close()
+    return engine.writes
+
+
+def backup_power_cuts(
+    root: Path, board: Board, size: int, cuts: Iterable[int] | None = None, meter: Meter | None = None
+) -> Sweep:
     """Cut the power while a backup is made, at every change of the store's disk or at the given ones."""
     result, image = Sweep(), root / "board"
     make_board(image, board, sizes={"spi": size, "emmc": 0, "sd": 0})
@@ -118,11 +149,13 @@ def backup_power_cuts(root: Path, board: Board, size: int, cuts: Iterable[int] |
         reader.extract(store, made, "spi", root / "out.img")
         same = (root / "out.img").read_bytes() == good
         result.judge(whole and made.verified and same, f"backup, cut {number}")
+        if meter:
+            meter.update(result.cases, None, f"{result.lost} losses")
         shutil.rmtree(store.root)
     return result
 
 
-class _Lab:
+class FlashLab:
     """A board with a NOR, its backup, and a new loader to flash."""
 
     def __init__(self, root: Path, board: Board, size: int) -> None:
@@ -152,10 +185,12 @@ class _Lab:
         return made
 
 
-def flash_power_cuts(root: Path, board: Board, size: int, cuts: Iterable[int] | None = None) -> Sweep:
+def flash_power_cuts(
+    root: Path, board: Board, size: int, cuts: Iterable[int] | None = None, meter: Meter | None = None
+) -> Sweep:
     """Cut the board's power while it is flashed, or while it is rolled back; then resume, or roll back."""
-    result, lab = Sweep(), _Lab(root, board, size)
-    for phase, end in (("flash", "resume"), ("flash", "rollback"), ("rollback", "rollback")):
+    result, lab = Sweep(), FlashLab(root, board, size)
+    for phase, end in PHASES:
         for number in cuts if cuts is not None else range(10_000):
             lab.image.write_bytes(lab.old)
             engine = Engine(lab.root, "loader")
@@ -176,6 +211,8 @@ def flash_power_cuts(root: Path, board: Board, size: int, cuts: Iterable[int] | 
                 again.rollback(lab.reach(engine), Quiet())
             wanted = lab.new if end == "resume" else lab.old
             result.judge(lab.image.read_bytes() == wanted, f"{phase}, cut {number}, {end}")
+            if meter:
+                meter.update(result.cases, None, f"{result.lost} losses")
             engine.close()
     check.check_store(lab.store, lab.store.load("latest"), Quiet())
     return result
@@ -189,64 +226,3 @@ def _interrupted(step: Callable[[], object]) -> bool:
             raise
         return True
     return False
-
-
-def fault_sweep(root: Path, board: Board, size: int) -> Sweep:
-    """Every fault at backup, flash and rollback, once and for ever."""
-    result, lab = Sweep(), _Lab(root, board, size)
-    kinds = [kind for kind in faults.KINDS if kind != "power"]
-    for kind in kinds:
-        for times in (1, 0):
-            result.judge(*_faulty_backup(lab, root / "faulty", kind, times))
-            for operation in ("read", "write"):
-                for phase in ("flash", "rollback"):
-                    result.judge(*_faulty_write(lab, kind, operation, times, phase))
-    return result
-
-
-def _faulty_backup(lab: _Lab, root: Path, kind: str, times: int) -> tuple[bool, str]:
-    lab.image.write_bytes(lab.old)
-    engine, store = Engine(lab.root, "loader"), Store(root)
-    transport = lab.reach(engine)
-    plan = regions.make(lab.board, transport)
-    engine.options.faults = [faults.Fault(kind, "read", 2, times)]
-    what = f"backup, {kind} x {times or 'always'}"
-    try:
-        made = create.create(store, lab.board, transport, plan, Quiet()).manifest
-    except KitError as error:
-        return error.code in ALLOWED and not store.entries(), what
-    finally:
-        engine.close()
-    reader.extract(store, made, "spi", root / "out.img")
-    same = (root / "out.img").read_bytes() == lab.old
-    shutil.rmtree(root)
-    return same or not made.verified, what
-
-
-def _faulty_write(lab: _Lab, kind: str, operation: str, times: int, phase: str) -> tuple[bool, str]:
-    lab.image.write_bytes(lab.old)
-    engine = Engine(lab.root, "loader")
-    run = lab.planned(lab.reach(engine))
-    what = f"{phase}, {kind} at {operation} x {times or 'always'}"
-    if phase == "rollback":
-        run.run(lab.reach(engine), Quiet())
-    transport = lab.reach(engine)
-    engine.options.faults = [faults.Fault(kind, operation, 2, times)]
-    wanted = lab.new if phase == "flash" else lab.old
-    try:
-        if phase == "flash":
-            run.run(transport, Quiet())
-        else:
-            run.rollback(transport, Quiet())
-        return lab.image.read_bytes() == wanted, what
-    except KitError as error:
-        if error.code not in ALLOWED or (run.journal.state in ("verified", "rolled-back") and phase == "flash"):
-            return False, what
-    finally:
-        engine.options.faults = []
-        engine.power_on()
-    if run.journal.state != "planned":
-        Session.load(lab.store, run.plan.id).rollback(lab.reach(engine), Quiet())
-    good = lab.image.read_bytes() == lab.old
-    engine.close()
-    return good, what

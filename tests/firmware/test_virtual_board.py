@@ -142,9 +142,10 @@ def test_another_virtual_board_is_another_board(bench: Bench) -> None:
 
 
 BUSY = """
-mount /dev/mmcblk0 /mnt
-nohup sh -c 'i=0; while :; do i=$((i + 1)); echo $i > /dev/shm/count
-  head -c 40000 /dev/urandom > /mnt/f$((i % 9)); mkdir /mnt/d$i; rm -rf /mnt/d$((i - 9)); done' > /dev/null 2>&1 &
+mount /dev/mmcblk0 /mnt || exit 1
+( trap '' HUP; i=0; while :; do i=$((i + 1)); echo $i > /tmp/count
+  head -c 40000 /dev/urandom > /mnt/f$((i % 9)); mkdir /mnt/d$i; rm -rf /mnt/d$((i - 9)); done
+) < /dev/null > /dev/null 2>&1 &
 """
 
 
@@ -166,7 +167,7 @@ def test_file_system_under_load_stands_still(bench: Bench) -> None:
         ["e2fsck", "-fn", bench.root / "out/emmc.img"], capture_output=True, text=True, check=False
     )
     assert checked.returncode == 0, checked.stdout
-    counts = [int(bench.shell("sleep 1; cat /dev/shm/count")) for _ in range(2)]
+    counts = [int(bench.shell("sleep 1; cat /tmp/count")) for _ in range(2)]
     assert counts[1] > counts[0], "thawed"
     refused = bench.run(*create, "--no-quiesce", code=ExitCode.MISMATCH)
     assert "written meanwhile" in refused["error"]["message"]

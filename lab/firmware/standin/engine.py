@@ -236,12 +236,32 @@ class Engine:
                 Op.READ_OTP_CHIP: self._otp,
             }
         handler = handlers.get(request.op)
-        if handler is not None:
+        if handler is not None and request.op not in (Op.READ_LBA, Op.WRITE_LBA, Op.ERASE_LBA):
+            self._struck_query(request, handler)
+        elif handler is not None:
             handler(request)
         elif self.mode == "uboot" and request.op != Op.READ_FLASH_INFO:
             self._answers.append(b"FAILunknown command\0")
         else:
             self._status(request, 1)
+
+    def _struck_query(self, request: Request, handler: Callable[[Request], None]) -> None:
+        """A command without a medium, with what the fault plan makes of its answer."""
+        fault = self._strike("reset" if request.op == Op.RESET else "query")
+        self._break(fault)
+        if fault == "drop":  # reports success and does nothing
+            self._status(request)
+            return
+        handler(request)
+        data, code = self._answers[:-1], self._answers[-1][-1]
+        if fault == "flip" and data:
+            self._answers[0] = data[0][:-1] + bytes([data[0][-1] ^ 0x10])
+        elif fault == "short" and data:
+            self._answers[0] = data[0][: len(data[0]) // 2]
+        elif fault == "fail":
+            self._answers = [protocol.status(request.tag, 1)]
+        elif fault == "tag":
+            self._answers[-1] = protocol.status(request.tag ^ 0x5A5A, code)
 
     def _ready(self, request: Request) -> None:
         exponent = 0 if self.mode == "uboot" else 3 if self._current == "spi" else 6
@@ -332,6 +352,10 @@ class Engine:
         """Faults that end a request before its data phase."""
         if fault == "slow":
             self.delay(self.options.slow_seconds)
+        elif fault == "power":
+            self.connected = False
+            self.close()
+            raise Gone
         elif fault == "hang":
             self._hung = True
             raise Silence

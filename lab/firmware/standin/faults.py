@@ -21,7 +21,8 @@ KINDS = {
     "power": "loses power in the middle of a write and stays off",
 }
 
-OPERATIONS = ("read", "write", "erase", "any")
+OPERATIONS = ("read", "write", "erase", "any", "query", "reset")
+"""``any`` is any access to a medium; ``query`` is every other command but a restart."""
 
 
 @dataclass
@@ -36,7 +37,7 @@ class Fault:
 
     def strikes(self, operation: str) -> bool:
         """Count an operation; whether it is struck."""
-        if self.operation not in ("any", operation):
+        if self.operation != operation and (self.operation != "any" or operation in ("query", "reset")):
             return False
         position = self.seen
         self.seen += 1

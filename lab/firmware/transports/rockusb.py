@@ -199,7 +199,10 @@ class RockusbTransport:
     def storages(self) -> list[StorageInfo]:
         if not self._media:
             for storage in self.board.storage:
-                found = self._look(storage)
+                try:
+                    found = self._look(storage)
+                except CommandFailed as error:
+                    raise link_error(f"{self.name}: looking at {storage.name}: {error}") from error
                 if found is not None:
                     self._media[storage.name] = found
         return [info for info, _, _ in self._media.values()]
