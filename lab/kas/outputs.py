@@ -24,6 +24,9 @@ _COUNT = re.compile(r"^(Total patches found|Patches .*?): (\d+|N/A)", re.M)
 GPU_ONLY = re.compile(r"^(llvm|clang|libclc|spirv-llvm-translator)(-|$)")
 """Recipes that an image without GPU drivers must not wait for: hours of compiling."""
 
+FOREIGN = re.compile(r"^(linux-yocto|rockchip-rkbin|rk\d+-rkbin)(-|$)")
+"""Other kernels and the vendor's firmware, which a BSP layer below may bring in: never part of this layer's images."""
+
 
 def parsed(text: str) -> dict[str, int]:
     """The last parse's figures: recipe files, targets, skipped recipes, errors; empty when there was none."""
@@ -57,10 +60,15 @@ def errors(text: str) -> list[str]:
 
 
 def graph(recipes: str, edges: str) -> dict[str, Any]:
-    """``pn-buildlist`` and ``task-depends.dot`` of a ``bitbake -g``: recipes, tasks, and those of LLVM among them."""
+    """``pn-buildlist`` and ``task-depends.dot`` of ``bitbake -g``: recipes, tasks, those of LLVM, and foreign ones."""
     names = sorted({line.strip() for line in recipes.splitlines() if line.strip()})
     nodes = set(_EDGE.findall(edges))
-    return {"recipes": len(names), "tasks": len(nodes), "llvm": [name for name in names if GPU_ONLY.match(name)]}
+    return {
+        "recipes": len(names),
+        "tasks": len(nodes),
+        "llvm": [name for name in names if GPU_ONLY.match(name)],
+        "foreign": [name for name in names if FOREIGN.match(name)],
+    }
 
 
 def layer_check(text: str) -> dict[str, Any]:

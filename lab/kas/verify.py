@@ -265,13 +265,15 @@ def _checkout(run: Verification, item: Item, log: Path, meter: Meter) -> dict[st
 
 
 def _graph(run: Verification, item: Item, log: Path, meter: Meter) -> dict[str, Any]:
-    """``bitbake -g`` of all targets; without GPU drivers nothing of LLVM may be in it."""
+    """``bitbake -g`` of all targets: no foreign kernel or firmware, and of LLVM nothing without GPU drivers."""
     assert item.configuration is not None
     text = run.shell(item, f"bitbake -g {shlex.join(item.configuration.targets)}", log, meter)
     folder = run.options.work / f"build-{item.machine}"
     found = outputs.graph((folder / "pn-buildlist").read_text(), (folder / "task-depends.dot").read_text())
     llvm = found.pop("llvm")
+    foreign = found.pop("foreign")
     wrong = f"without GPU drivers it waits for {', '.join(llvm)}" if llvm and not item.configuration.llvm else ""
+    wrong = f"it builds {', '.join(foreign)}" if foreign else wrong
     targets = list(item.configuration.targets)
     return {"targets": targets, "parse": outputs.parsed(text), **found, "llvm": bool(llvm), "wrong": wrong}
 

@@ -240,6 +240,12 @@ def test_llvm_without_gpu_drivers_is_a_failure(work: Path) -> None:
     assert found["graph orangepi-5 options"]["ok"], "it asks for GPU drivers"
 
 
+def test_another_kernel_or_the_vendor_s_firmware_is_a_failure(work: Path) -> None:
+    (work / "pn-buildlist").write_text("busybox\nlinux-yocto-fitimage\nrockchip-rkbin-tf-a\nlinux-rocket\n")
+    found = run(work, "graph")["items"]["graph orangepi-5 images"]
+    assert found["wrong"] == "it builds linux-yocto-fitimage, rockchip-rkbin-tf-a"
+
+
 def test_dry_run_with_a_failed_task_does_not_pass(work: Path) -> None:
     (work / "tasks").write_text(ONE_FAILED)
     assert not run(work, "dryrun")["items"]["dryrun orangepi-5 images"]["ok"]
