@@ -126,13 +126,11 @@ def test_device_tree_numbering_and_symbols(tmp_path: Path) -> None:
 
 
 def test_boards_that_one_side_lacks_are_one_row_for_people(tmp_path: Path) -> None:
-    many = kernel_set(tmp_path / "many", {})
+    cache, few, many = Cache(tmp_path), kernel_set(tmp_path / "few", {}), kernel_set(tmp_path / "many", {})
     for name in ("rk3588-a", "rk3588-b"):
-        (many / f"dtbs/{name}.dtb").write_bytes((many / "dtbs/rk3588s-orangepi-5.dtb").read_bytes())
-    sides = [
-        compare.open_side(str(root), "orangepi-5", Cache(tmp_path)) for root in (many, kernel_set(tmp_path / "1", {}))
-    ]
-    found = compare.compare(*sides)
+        (many / f"dtbs/{name}.dtb").write_bytes((few / "dtbs/rk3588s-orangepi-5.dtb").read_bytes())
+    a, b = (compare.open_side(str(root), "orangepi-5", cache) for root in (many, few))
+    found = compare.compare(a, b)
     assert [row.name for row in found] == ["rk3588-a", "rk3588-b"]
     assert [row.name for row in compare._together(found)] == ["rk3588-a and 1 more boards"]
 
