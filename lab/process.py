@@ -32,7 +32,8 @@ def tail(path: Path, lines: int = TAIL_LINES) -> str:
 
 def require(program: str, package: str) -> str:
     """Path of a program, or the error that names the Debian package it comes in."""
-    found = shutil.which(program)
+    # users' paths often leave out the tools of file systems
+    found = shutil.which(program) or shutil.which(program, path="/usr/sbin:/sbin")
     if found is None:
         raise KitError(
             ExitCode.INFRASTRUCTURE,
