@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: MIT
-# QEMU with the virtual board: the very files that `npulab build virt` compiles, for this layer's machines.
+# QEMU with the virtual board: the very files that `npulab build virt` compiles, for this layer's machines. Recipes for
+# the build machine have no machine's overrides (native.bbclass), so they say it by a variable.
+# nooelint: oelint.vars.inconspaces,oelint.vars.noncoreoverride,oelint.vars.outofcontext
+MACHINEOVERRIDES:append = "${@':npulab' if bb.utils.to_boolean(d.getVar('NPULAB_QEMU') or '0') else ''}"
+
 FILESEXTRAPATHS:prepend:npulab := "${NPULAB_REPOSITORY}/lab/virt/qemu:"
 
 # our folders of QEMU's tree, and the hooks in its own files
