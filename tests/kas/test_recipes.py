@@ -126,3 +126,17 @@ def test_lint(programs: Path) -> None:
 def test_upstream_status_is_as_the_kernel_recipe_s_checks_want_it(path: Path) -> None:
     kinds = "Pending|Submitted|Denied|Inappropriate|Backport|Inactive-Upstream"
     assert re.search(rf"^Upstream-Status: ({kinds})( .+)?$", path.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("machine", [name for name in MACHINES if name != "rk3588-virt"])
+def test_boards_refuse_a_fit_image_before_the_include_that_would_ask_for_it(machine: str) -> None:
+    text = (LAYER / f"conf/machine/{machine}.conf").read_text()
+    assert 0 <= text.find('RK_KERNEL_FITIMAGE = "False"') < text.find("require conf/machine/include/rk3588")
+
+
+def test_every_machine_asks_for_the_virtual_board_s_qemu() -> None:
+    for name in ("rk3588-virt.conf", "include/npulab-board.inc"):
+        assert 'NPULAB_QEMU = "1"' in (LAYER / "conf/machine" / name).read_text()
+    append = next(LAYER.glob("recipes-devtools/qemu/*.bbappend")).read_text()
+    # recipes for the build machine see no machine's overrides: without this line nothing of the append would apply
+    assert re.search(r"^MACHINEOVERRIDES:append = .*':npulab' if .*NPULAB_QEMU", append, re.MULTILINE)
