@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lab import boards
+from lab import boards, cli
 from lab.errors import ExitCode, KitError
 from lab.firmware import regions
 from lab.firmware.rockusb import loaderfile, protocol
@@ -247,3 +248,22 @@ def test_loader_needs_a_known_hash(tmp_path: Path) -> None:
 def test_garbage_is_not_a_loader(data: bytes) -> None:
     with pytest.raises(KitError):
         loaderfile.decode(b"LDR " + data, Path("x"), "0")
+
+
+def test_no_permission_prints_the_rule(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A device that this user may not open: exit code 4 and the line that udev needs, from probe and from backup."""
+    core = pytest.importorskip("usb.core")
+
+    class Forbidden:
+        idVendor, idProduct, bcdUSB, bus, port_numbers = 0x2207, 0x350B, 0x0201, 1, (2,)  # noqa: N815
+
+        def get_active_configuration(self) -> None:
+            raise core.USBError("Access denied", None, errno.EACCES)
+
+        is_kernel_driver_active = detach_kernel_driver = set_configuration = get_active_configuration
+
+    monkeypatch.setattr(core, "find", lambda **_: iter([Forbidden()]))
+    for words in (["board", "probe"], ["backup", "plan"]):
+        code = cli.main([*words, "--board", "rock-5-itx-plus", "--via", "rockusb"])
+        assert code == int(ExitCode.NO_DEVICE)
+        assert 'ATTR{idVendor}=="2207"' in capsys.readouterr().err

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -228,18 +229,59 @@ def test_full_disk_is_one_clear_error_and_resumes(
     assert back_up(drill).manifest.verified
 
 
-def test_read_only_store_can_be_read(store: Store, drill: Path, back_up: BackUp, meter: object) -> None:
-    backup = back_up(drill).manifest
-    paths = [store.root, *store.root.rglob("*")]
-    try:
-        for path in paths:
-            path.chmod(0o500 if path.is_dir() else 0o400)
-        again = Store(store.root)
-        assert check.check_store(again, again.load("latest"), meter) > 0  # type: ignore[arg-type]
-        assert again.load(backup.id) == backup
-    finally:
-        for path in paths:
-            path.chmod(0o700 if path.is_dir() else 0o600)
+def as_nobody(action: Callable[[], None]) -> int:
+    """Exit code of ``action`` in a process without root's rights; 99 for anything but a KitError."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            if os.geteuid() == 0:
+                os.setgroups([])
+                os.setgid(65534)
+                os.setuid(65534)
+            action()
+            code = 0
+        except KitError as error:
+            code = int(error.code)
+        finally:
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_read_only_store_can_be_read_and_nothing_else(board: boards.Board, meter: object) -> None:
+    """A user who may only read: verify and restore work, a new backup and prune end with one clear error."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        root = Path(name)
+        make_board(root / "board", board, sizes=TINY)
+        store, transport = Store(root / "store"), DrillTransport(root / "board")
+        plan = regions.make(board, transport, ["spi"])
+        made = create.create(store, board, transport, plan, meter).manifest  # type: ignore[arg-type]
+        (root / "out").mkdir(mode=0o777)
+        (root / "out").chmod(0o777)
+        for path in (root, *root.rglob("*")):
+            if path != root / "out":
+                path.chmod(0o555 if path.is_dir() else 0o444)
+
+        def read() -> None:
+            again = Store(store.root)
+            assert check.check_store(again, again.load("latest"), meter) > 0  # type: ignore[arg-type]
+            reader.extract(again, made, "spi", root / "out/spi.img")
+
+        def write() -> None:
+            create.create(Store(store.root), board, transport, plan, meter)  # type: ignore[arg-type]
+
+        def prune() -> None:
+            with Store(store.root).lock():
+                pass
+
+        try:
+            assert as_nobody(read) == 0
+            assert (root / "out/spi.img").read_bytes() == (root / "board/spi.img").read_bytes()
+            assert as_nobody(write) == as_nobody(prune) == int(ExitCode.INFRASTRUCTURE)
+            assert len(store.entries()) == 1 and store.entries()[0].manifest == made
+        finally:
+            for path in (root, *root.rglob("*")):
+                path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def test_vendor_window_is_not_content(store: Store, tmp_path: Path, board: boards.Board, back_up: BackUp) -> None:
