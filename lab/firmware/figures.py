@@ -34,6 +34,7 @@ from lab.firmware.transports.rockusb import RockusbTransport
 from lab.output import Meter, Output
 
 COMMAND = "npulab bench firmware"
+PAIRS = 3
 MIB = 1 << 20
 
 
@@ -76,13 +77,24 @@ def _throughput(root: Path, quick: bool) -> list[Figure]:
     size = (256 if quick else 2048) * MIB
     image, root_store = root / "card.img", root / "store"
     _system_image(image, size, size // 2)
-    plain = min(_timed(lambda: _dd_zstd(image, root / "plain.zst")) for _ in range(2))
-    store = Store(root_store)
     card = BlockTransport(image, "sd", "sd")
     plan = regions.make(board, card, ["sd"])
-    once = _timed(lambda: create.create(store, board, card, plan, Quiet(), second_read=False))
+    plain, once = [], []
+    for number in range(PAIRS):  # in turn, and the best of each: whatever else the machine does hits both
+        plain.append(_timed(lambda: _dd_zstd(image, root / "plain.zst")))
+        fresh = Store(root / f"store{number}")
+        once.append(_timed(partial(create.create, fresh, board, card, plan, Quiet(), second_read=False)))
+        shutil.rmtree(fresh.root)
+    store = Store(root_store)
     rows = [
-        _figure("backup create / dd | zstd -T0, speed", plain / once, "ratio", 0.6, True, note=f"{size // MIB} MiB")
+        _figure(
+            "backup create / dd | zstd -T0, speed",
+            min(plain) / min(once),
+            "ratio",
+            0.6,
+            True,
+            note=f"{size // MIB} MiB",
+        )
     ]
     rows += _flash_against_bmaptool(root, board, store, card, image)
     return rows
@@ -107,16 +119,16 @@ def _flash_against_bmaptool(
     other = root / "other.img"
     with other.open("wb") as stream:
         stream.truncate(new.stat().st_size)
-    plain = _timed(
-        lambda: subprocess.run([tool, "copy", "--bmap", block_map, new, other], check=True, capture_output=True)
-    )
-    wish = Wish("sd", new, block_map)
-    run = Session(store, session.prepare(store, board, card, wish, Quiet(), ""))
-    run.save()
-    ours = _timed(lambda: run.run(card, Quiet()))
+    copy = [tool, "copy", "--bmap", str(block_map), str(new), str(other)]
+    wish, plain, ours = Wish("sd", new, block_map), [], []
+    for _ in range(PAIRS):
+        plain.append(_timed(lambda: subprocess.run(copy, check=True, capture_output=True)))
+        run = Session(store, session.prepare(store, board, card, wish, Quiet(), ""))
+        run.save()
+        ours.append(_timed(partial(run.run, card, Quiet())))
+        back = run.rollback(card, Quiet())
     note = "ours checks the backup, compares, writes the half that differs and reads back; bmaptool writes all"
-    rows = [_figure("flash / bmaptool copy, speed", plain / ours, "ratio", 0.8, True, note=note)]
-    back = run.rollback(card, Quiet())
+    rows = [_figure("flash / bmaptool copy, speed", min(plain) / min(ours), "ratio", 0.8, True, note=note)]
     changed = sum(4 * MIB for _ in range(17 * MIB, new.stat().st_size - 8 * MIB, 8 * MIB))
     rows.append(_figure("restore: bytes written per byte that differs", back.written / changed, "ratio", 1.5))
     return rows
