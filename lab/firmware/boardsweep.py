@@ -14,7 +14,6 @@ import mmap
 import os
 import random
 import shutil
-import socket
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +32,7 @@ from lab.firmware.transports.linux import LinuxTransport
 from lab.firmware.transports.ssh import SshRemote
 from lab.output import Meter, Output
 from lab.virt import chips
+from lab.virt.background import wait_for_ssh
 from lab.virt.board import BoardConfig, VirtualBoard
 from lab.virt.select import board_config, find_artifacts
 
@@ -107,7 +107,7 @@ class CutBoard:
         board.start()
         board.power_on()
         deadline = time.monotonic() + BOOT_SECONDS
-        while not _greets(board.ssh_port):
+        while not wait_for_ssh(board.ssh_port, 0.1):
             board.read(0.2)
             if time.monotonic() >= deadline:
                 raise KitError(ExitCode.INFRASTRUCTURE, f"the virtual board did not boot in {BOOT_SECONDS:.0f} s")
@@ -135,12 +135,6 @@ class CutBoard:
         """Nothing stays."""
         self.power_off()
         self.page.close()
-
-
-def _greets(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=2) as connection:
-        return connection.recv(4) == b"SSH-"
-    return False
 
 
 class _Lab:
