@@ -44,6 +44,7 @@ def configuration(layer: Path, machine: str, settings: dict[str, str]) -> Any:
         d.setVar(variable, value)
     d = bb.parse.handle("conf/bitbake.conf", d, True)
     d.setVar("BB_SIGNATURE_HANDLER", "noop")
+    d.setVar("__exportlist", d.getVar("__exportlist", False) or set())
     bb.parse.siggen = bb.siggen.init(d)
     return d
 
@@ -69,8 +70,19 @@ def parse(recipe: Path, base: Any) -> dict[str, Any]:
                     compile("def task(d):\n" + body, key, "exec")
                 except SyntaxError as error:
                     errors.append(f"{key}: {error}")
-    found = {variable: result.getVar(variable) for variable in VARIABLES}
+    found: dict[str, Any] = {variable: result.getVar(variable) for variable in VARIABLES}
+    found["hashes"] = hashes(result, recipe.name)
     return {**found, "files": files, "missing": [name for name, path in files.items() if not path], "errors": errors}
+
+
+def hashes(d: Any, name: str) -> dict[str, str]:
+    """Base hash of every task, which decides whether a result of another build directory is the same."""
+    # the classes that add most tasks are empty here
+    d.setVar("__BBTASKS", sorted(key for key in d if key.startswith("do_")))
+    ignored = set(d.getVar("BB_BASEHASH_IGNORE_VARS").split())
+    tasks, dependencies, values = bb.data.generate_dependencies(d, ignored)
+    _, found = bb.data.generate_dependency_hash(tasks, dependencies, values, ignored, name)
+    return {key.rpartition(":")[2]: value for key, value in found.items()}
 
 
 def main(layer: Path, machine: str, settings: dict[str, str]) -> int:

@@ -74,6 +74,17 @@ def test_kernel_takes_the_fragments_of_its_options() -> None:
     assert "rocket-module.cfg" not in debug
 
 
+def test_results_are_shared_by_checkouts_in_different_places(tmp_path: Path) -> None:
+    shutil.copytree(LAYER, tmp_path / "recipes")
+    for name in ("kernel-patches", "dts", "lab", "LICENSES", "rknpu_userspace"):
+        (tmp_path / name).symlink_to(REPOSITORY / name)
+    here, there = parsed("rk3588-virt"), parsed("rk3588-virt", tmp_path / "recipes")
+    for name, entry in here.items():
+        assert entry.get("hashes") == there[name].get("hashes"), name
+    kernel = "recipes-kernel/linux/linux-rocket_7.3.bb"
+    assert {"do_patch", "do_configure", "do_npulab_check_config"} <= set(here[kernel]["hashes"])
+
+
 def test_loader_without_a_blob_is_refused_with_the_reason() -> None:
     entry = parsed("orangepi-5", NPULAB_LOADER="1")[
         "dynamic-layers/rockchip/recipes-bsp/npulab-ddr-blob/npulab-ddr-blob_1.0.bb"
