@@ -76,10 +76,26 @@ class Loop:
         document: dict[str, Any] = json.loads(captured.out)
         return document
 
-    def start(self) -> None:
-        """Power from nothing."""
-        options = ["--emmc", str(self.emmc), "--boot", "emmc-bootcount"]
-        self.run("virt", "up", "--name", NAME, "--dtb", DTB, *options)
+    def start(self, *options: str) -> None:
+        """Power from nothing, and what the chip says of itself, which is the same in a reader."""
+        self.run(
+            "virt", "up", "--name", NAME, "--dtb", DTB, "--emmc", str(self.emmc), "--boot", "emmc-bootcount", *options
+        )
+        self.identity = self.run("board", "probe", "--board", BOARD, "--via", f"virt:{NAME}")["identity"]
+
+    def back_up(self) -> None:
+        """The chip in the reader, as it was before the board's first start."""
+        self.write_card(self.emmc_before)
+        made = self.run("backup", "create", "--board", BOARD, "--via", f"file:{self.card}", "--storage", "emmc")
+        assert made["verified"]
+
+    def restore(self) -> None:
+        """The chip in the reader again, and the backup on it, bit by bit."""
+        self.run("virt", "down", NAME)
+        self.write_card(self.emmc.read_bytes())
+        assert self.on_card() != self.emmc_before
+        self.run("backup", "restore", "latest", "--via", f"file:{self.card}", "--yes")
+        assert self.on_card() == self.emmc_before
 
     def shell(self, script: str) -> str:
         """A script on the board."""
@@ -116,10 +132,8 @@ class Loop:
 
 @pytest.fixture
 def loop(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Loop]:
-    made = Loop(tmp_path, capsys)
-    made.start()
     try:
-        yield made
+        yield Loop(tmp_path, capsys)
     finally:
         cli.main(["virt", "--quiet", "down", NAME])
 
@@ -132,14 +146,10 @@ def test_from_backup_to_a_new_kernel_a_broken_one_and_back(
     via = f"virt:{NAME}"
 
     # no backup, no flashing
+    loop.start()
     refused = loop.run("flash", "plan", "--board", BOARD, "--via", via, "--artifacts", str(good), code=ExitCode.REFUSED)
     assert "npulab backup create" in refused["error"]["hint"]
-    # the chip was read before the board's first start; what it says of itself is the same in either place
-    loop.identity = loop.run("board", "probe", "--board", BOARD, "--via", via)["identity"]
-    before = loop.emmc_before
-    loop.write_card(before)
-    made = loop.run("backup", "create", "--board", BOARD, "--via", f"file:{loop.card}", "--storage", "emmc")
-    assert made["verified"]
+    loop.back_up()
 
     # the power goes while the kernel is brought over; the same command goes on where it was
     run = loop.plan(good)
@@ -180,9 +190,19 @@ def test_from_backup_to_a_new_kernel_a_broken_one_and_back(
         ["/boot/extlinux/extlinux.conf", "/boot/factory/Image", f"/boot/factory/{DTB}.dtb", "/boot/failures"]
     )
 
-    # and from the reader, the backup bit by bit
-    loop.run("virt", "down", NAME)
-    loop.write_card(loop.emmc.read_bytes())
-    assert loop.on_card() != before
-    loop.run("backup", "restore", "latest", "--via", f"file:{loop.card}", "--yes")
-    assert loop.on_card() == before
+    loop.restore()
+
+
+def test_a_whole_image_starts_from_the_emmc_and_is_taken_back(loop: Loop, tmp_path: Path) -> None:
+    user = loop.emmc_before[2 * chips.EMMC_BOOT_SIZE :]
+    image = tmp_path / "new.img"
+    assert VERSION[0] in user
+    image.write_bytes(user.replace(*VERSION))
+    loop.start("--rescue")  # from its own disk, so that nothing is mounted from the eMMC
+    loop.back_up()
+    plan = ["--board", BOARD, "--via", f"virt:{NAME}", "--storage", "emmc", "--image", str(image)]
+    run = str(loop.run("flash", "plan", *plan)["run"])
+    done = loop.run("flash", "run", run, "--via", f"virt:{NAME}", "--power", "virt", "--yes")
+    assert done["state"] == "committed"
+    assert "#2 SMP" in loop.shell("cat /proc/version")
+    loop.restore()
