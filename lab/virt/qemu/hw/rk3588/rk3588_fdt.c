@@ -109,23 +109,6 @@ static void fixup_bus(FixupContext *ctx, int bus)
     }
 }
 
-/*
- * USB 2 PHYs sit in a register file that is modelled, but do nothing there. A
- * USB controller's driver waits for a PHY that is named and not there; it goes
- * on without one that is disabled.
- */
-static void fixup_usb_phys(FixupContext *ctx)
-{
-    int node = -1;
-
-    while ((node = fdt_node_offset_by_compatible(ctx->fdt, node,
-                       "rockchip,rk3588-usb2phy")) >= 0) {
-        if (node_enabled(ctx->fdt, node)) {
-            fixup_disable(ctx, node, "not modelled");
-        }
-    }
-}
-
 /* Reserved memory without an address, for devices that are not there */
 static void fixup_reserved_memory(FixupContext *ctx)
 {
@@ -162,6 +145,23 @@ static void fixup_drop(FixupContext *ctx, int node, const char *prop)
     if (fdt_getprop(ctx->fdt, node, prop, NULL)) {
         fdt_nop_property(ctx->fdt, node, prop);
         fixup_report(ctx, "dropped %s %s", fixup_path(ctx, node, path), prop);
+    }
+}
+
+/*
+ * The PHYs of the USB controllers are not modelled, and drivers wait for a PHY
+ * that is named and not there, even if it is disabled.
+ */
+static void fixup_usb_phys(FixupContext *ctx)
+{
+    int node = -1;
+
+    while ((node = fdt_node_offset_by_compatible(ctx->fdt, node,
+                                                 "snps,dwc3")) >= 0) {
+        if (node_enabled(ctx->fdt, node)) {
+            fixup_drop(ctx, node, "phys");
+            fixup_drop(ctx, node, "phy-names");
+        }
     }
 }
 

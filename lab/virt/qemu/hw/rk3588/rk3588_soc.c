@@ -251,7 +251,7 @@ static bool soc_realize_storage(Rk3588SocState *s, Error **errp)
 /*
  * DesignWare's USB 3 controllers, as hosts only. Their order gives the buses'
  * names: "usb-bus.0" to "usb-bus.2". PHYs are not modelled: the device tree's
- * fixup disables them, and a driver goes on without.
+ * fixup drops them, and a driver goes on without.
  */
 static bool soc_realize_usb(Rk3588SocState *s, Error **errp)
 {
