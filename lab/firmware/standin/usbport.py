@@ -133,6 +133,8 @@ class UsbPorts:
         with contextlib.suppress(OSError):
             guest, _ = port.listener.accept()
             if port.guest is not None:
+                self._serve(port, True)  # it may have left a moment ago
+            if port.guest is not None:
                 self._say(f"{port.where}: a second guest is turned away")
                 guest.close()
                 return

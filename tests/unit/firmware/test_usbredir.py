@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -388,7 +387,7 @@ def test_the_command_serves_until_it_is_interrupted(drill: Path, tmp_path: Path)
                 time.sleep(0.05)
             SocketGuest(where).until(Kind.HELLO, *PLUG)
         finally:
-            served.send_signal(signal.SIGINT)
+            served.terminate()
         _, said = served.communicate(timeout=30)
     assert served.returncode == ExitCode.ABORTED and b"Traceback" not in said
     assert not where.exists()
