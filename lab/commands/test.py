@@ -182,7 +182,7 @@ def _run(command: Sequence[str], variables: Mapping[str, str], *, as_json: bool)
         # its own group, so that Ctrl-C reaches it once, from us: a second SIGINT would stop its clearing up
         process_group=0,
         # this process has no other thread now, and the main thread lives as long as it does
-        preexec_fn=lambda: die_with(parent, signal.SIGTERM),
+        preexec_fn=lambda: _own_signals(parent),
     )
     try:
         return tool.wait()
@@ -191,6 +191,12 @@ def _run(command: Sequence[str], variables: Mapping[str, str], *, as_json: bool)
         raise
     finally:
         _end(tool)
+
+
+def _own_signals(parent: int) -> None:
+    """Ended with ``parent``; interrupts count although a shell that starts us with ``&`` has switched them off."""
+    die_with(parent, signal.SIGTERM)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end(tool: subprocess.Popen[bytes]) -> None:
