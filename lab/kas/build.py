@@ -43,11 +43,11 @@ def build(request: Request, options: BuildOptions, out: Output, where: Places | 
     where = where or drive.places(cache, request.machine)
     apt = Apt(cache, mirror.find(options.debian_mirror), where.log, update=options.update)
     spec = str(options.source) if options.source is not None else None
-    drive.preflight(request, where)
+    kas = drive.preflight(request, where)
     variables, origin = source.find(request, spec, cache, apt, out)
     if options.jobs != os.cpu_count():
         variables |= {"BB_NUMBER_THREADS": str(options.jobs), "PARALLEL_MAKE": f"-j {options.jobs}"}
-    outcome = drive.build(request, where, out, variables)
+    outcome = drive.build(kas, request, where, out, variables)
     found = collect.look(request, where)
     kernel = collect.kernel_entry(found, request, origin, apt, cache, out, where.log)
     virtual = boards.load(request.board).virtual

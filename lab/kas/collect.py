@@ -19,7 +19,7 @@ from typing import Any
 from lab import boards
 from lab.assemble import checks, initramfs, kernel
 from lab.assemble.apt import Apt
-from lab.assemble.artifacts import describe, link
+from lab.assemble.artifacts import describe
 from lab.assemble.sources import base_of, patches_manifest
 from lab.cache import Cache, digest, file_digest
 from lab.errors import ExitCode, KitError
@@ -241,11 +241,3 @@ def image_rootfs(found: Deployed, request: Request, cache: Cache) -> Path | None
         (entry / "component.json").write_text(json.dumps({**component, "files": files}, indent=1))
 
     return cache.entry("rootfs-kas", digest("kas rootfs 1", component, file_digest(ext4)), make)
-
-
-def link_images(found: Deployed, target: Path) -> dict[str, Any]:
-    """Put the image's files into a directory; their entries for a manifest."""
-    for name, path in found.extra.items():
-        if not (target / name).is_file():
-            link(path, target / name)
-    return {name: describe(target / name) for name in sorted(found.extra)}

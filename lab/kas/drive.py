@@ -65,12 +65,11 @@ def preflight(request: Request, where: Places) -> Path:
     return host.check(request, where.build, build_environment(where, {}))
 
 
-def build(request: Request, where: Places, out: Output, extra: Mapping[str, str]) -> Outcome:
-    """Run ``kas build``; ``extra``: variables that the files pass on to BitBake.
+def build(kas: Path, request: Request, where: Places, out: Output, extra: Mapping[str, str]) -> Outcome:
+    """Run ``kas build`` with the program that `preflight` found; ``extra``: variables for BitBake.
 
     Raises KitError; BitBake keeps what was finished, so the next run goes on there.
     """
-    kas = preflight(request, where)
     command: list[str | Path] = [kas, "build", request.config]
     return run_kas(command, request, where, out, build_environment(where, extra))
 

@@ -21,12 +21,10 @@ from lab.errors import ExitCode, KitError
 from lab.figures import Figure
 from lab.kas import build, drive
 from lab.kas.drive import Places
-from lab.kas.request import Request
+from lab.kas.request import PARTS, Request
 from lab.output import Output
 from lab.process import run
 
-PARTS = ("kas", "recipes", "kernel-patches", "dts", "LICENSES", "rknpu_userspace", "pyproject.toml", "README.md")
-"""What kas and BitBake read of the repository."""
 TIER_A = ("test_files.py", "test_recipes.py", "test_stub_build.py")
 FRAGMENT = "recipes/recipes-kernel/linux/files/board.cfg"
 CHANGE = ("CONFIG_FUSE_FS=y", "CONFIG_FUSE_FS=m")
@@ -122,10 +120,6 @@ class _Bench:
         """A fresh copy; a repository of its own, as kas looks for the top of one."""
         shutil.rmtree(self.project, ignore_errors=True)
         for name in PARTS:
-            source = REPOSITORY / name
-            if source.is_dir():
-                shutil.copytree(source, self.project / name, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copyfile(source, self.project / name)
+            shutil.copytree(REPOSITORY / name, self.project / name, ignore=shutil.ignore_patterns("__pycache__"))
         log = Path(self.places.log)
         run(["git", "init", "-q", self.project], stage="making a copy of the kas files", log=log)

@@ -18,6 +18,8 @@ from lab.errors import ExitCode, KitError
 KERNELS = ("7.3", "6.18")
 IMAGES = {"bringup": "", "rescue": "rescue", "kernel": "kernel-only"}
 """What ``--image`` takes: the option file that asks for it; the bring-up image is what the files ask for anyway."""
+PARTS = ("kas", "recipes", "kernel-patches", "dts", "lab/virt/qemu", "LICENSES", "rknpu_userspace")
+"""What kas and BitBake read of the repository."""
 _OTHERS = {*(f"kernel-{version}" for version in KERNELS), *IMAGES.values()}
 
 

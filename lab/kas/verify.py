@@ -33,15 +33,13 @@ from lab.kas import build as product
 from lab.kas import drive, faults, host, outputs, session
 from lab.kas.drive import Places
 from lab.kas.progress import Progress, Watch
-from lab.kas.request import Request
+from lab.kas.request import PARTS, Request
 from lab.kas.verify_plan import STEPS, Item, is_virtual, items, machines
 from lab.kas.verify_report import summary
 from lab.output import Meter, Output
 from lab.process import tail
 
 STATE, REPORT = "verify.json", "verify.md"
-READ = ("kas", "recipes", "kernel-patches", "dts", "lab/virt/qemu", "LICENSES")
-"""What kas and BitBake read of the repository; rknpu_userspace is only copied."""
 SPACE = 12_000_000_000
 """Bytes: four machines' parse caches and stamps took 3 GB, the layers 0.4 GB, a kernel's build with packages 6 GB."""
 QUICK = ("test_boot.py", "test_npu_ops.py", "test_npu_uapi.py")
@@ -142,7 +140,7 @@ class Verification:
     @functools.cached_property
     def inputs(self) -> str:
         """Key of what BitBake reads, as it was at the start."""
-        return digest("verify 1", [tree_digest(self.options.project / name) for name in READ])
+        return digest("verify 1", [tree_digest(self.options.project / name) for name in PARTS])
 
     def _earlier(self) -> dict[str, dict[str, Any]]:
         """Results of an earlier run on the same files."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from lab.errors import ExitCode, KitError
 from lab.figures import Figure
 from lab.kas import drive, figures
 from lab.kas.progress import Progress
+from lab.kas.request import PARTS
 from lab.output import Output
 
 RECIPE = "linux-rocket-7.3.4-r0"
@@ -84,5 +86,16 @@ def test_what_cannot_be_measured_says_so(
 def test_the_changed_line_is_there_and_stands_alone() -> None:
     text = (REPOSITORY / figures.FRAGMENT).read_text()
     assert text.splitlines().count(figures.CHANGE[0]) == 1
-    for name in figures.PARTS:
+
+
+def test_a_copy_holds_all_that_recipes_name() -> None:
+    named = set()
+    for path in [*REPOSITORY.glob("recipes/**/*.[bci]*"), *REPOSITORY.glob("kas/**/*.yml")]:
+        if path.is_file():
+            text = path.read_text()
+            named.update(re.findall(r"\$\{NPULAB_REPOSITORY\}/([\w./-]+)", text))
+            named.update(re.findall(r'getVar\("NPULAB_REPOSITORY"\), "([\w./-]+)"', text))
+    assert {"kernel-patches", "dts", "lab/virt/qemu", "LICENSES/MIT.txt"} <= named
+    for name in named:
         assert (REPOSITORY / name).exists()
+        assert any(name == part or name.startswith(f"{part}/") for part in PARTS), name

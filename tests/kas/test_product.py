@@ -59,7 +59,8 @@ class Product:
         path.chmod(0o755)
 
     def build(self, **words: object) -> drive.Outcome:
-        return drive.build(self.request(**words), self.places, OUT, {})
+        request = self.request(**words)
+        return drive.build(drive.preflight(request, self.places), request, self.places, OUT, {})
 
     def fails(self, **words: object) -> KitError:
         with pytest.raises(KitError) as caught:
