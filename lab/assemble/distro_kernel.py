@@ -25,6 +25,7 @@ from lab.assemble.kernel import CROSS, FRAGMENTS, compiler, recipe
 from lab.assemble.sources import LINUX_BASE, Source, base_of, linux_tree, patches_digest, patches_manifest
 from lab.cache import Cache, digest, file_digest
 from lab.errors import ExitCode, KitError
+from lab.kernel.elf import is_image
 from lab.output import Output
 from lab.process import require, run
 
@@ -128,7 +129,7 @@ class _Builder:
         self._extract([*self.packages.headers, *self.packages.host], self.headers)
         folder = self.work / "kernel/usr/lib/modules" / self.release
         shutil.copyfile(folder / "vmlinuz.unsigned", entry / "Image")
-        if (entry / "Image").read_bytes()[56:60] != b"ARM\x64":
+        if not is_image((entry / "Image").read_bytes()):
             raise KitError(ExitCode.INFRASTRUCTURE, "Debian's kernel is no arm64 Image", "report it; try --kernel fast")
         shutil.copyfile(folder / "config", entry / "config")
         (entry / "dtbs").mkdir()

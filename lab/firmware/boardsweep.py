@@ -32,7 +32,7 @@ from lab.firmware.transports.linux import LinuxTransport
 from lab.firmware.transports.ssh import SshRemote
 from lab.output import Meter, Output
 from lab.virt import chips
-from lab.virt.background import wait_for_ssh
+from lab.virt.background import ssh_options, wait_for_ssh
 from lab.virt.board import BoardConfig, VirtualBoard
 from lab.virt.select import board_config, find_artifacts
 
@@ -125,10 +125,8 @@ class CutBoard:
         """A transport to it, one per boot."""
         if self._transport is None:
             assert self._board is not None and self._config.ssh_key is not None
-            words = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "IdentitiesOnly=yes"]
-            options = ["-F", "none", *(part for word in words for part in ("-o", word))]
-            options += ["-i", str(self._config.ssh_key)]
-            self._transport = LinuxTransport(board, SshRemote(f"root@127.0.0.1:{self._board.ssh_port}", options))
+            remote = SshRemote(f"root@127.0.0.1:{self._board.ssh_port}", ssh_options(self._config.ssh_key))
+            self._transport = LinuxTransport(board, remote)
         return self._transport
 
     def close(self) -> None:

@@ -18,11 +18,12 @@ from elftools.elf.sections import SymbolTableSection
 
 from lab.errors import ExitCode, KitError
 
-IMAGE_MAGIC = 0x644D5241
-"""``ARM\\x64`` at offset 56 (linux Documentation/arch/arm64/booting.rst)."""
+IMAGE_MAGIC = b"ARM\x64"
+"""At byte 56 of an arm64 Image (linux Documentation/arch/arm64/booting.rst); booti refuses a file without it."""
 ZBOOT_MAGIC = b"zimg"
 """At offset 4 of a compressed EFI image (linux drivers/firmware/efi/libstub/zboot-header.S)."""
-_BANNER = re.compile(rb"Linux version (\d+\.\d+\.\d+\S*) \(")
+_BANNER = re.compile(rb"Linux version (\d+\.\d+\.\d+\S*) \([ -~]{0,400}")
+"""linux init/version.c: the text of /proc/version."""
 
 
 @dataclass(frozen=True)
@@ -140,26 +141,33 @@ def exported_symbols(path: Path) -> frozenset[str]:
     return frozenset(s.name.removeprefix(prefix) for s in table.iter_symbols() if s.name.startswith(prefix))
 
 
+def is_image(data: bytes) -> bool:
+    """Whether the bytes, not compressed, are an arm64 Image."""
+    return data[56:60] == IMAGE_MAGIC
+
+
 @dataclass(frozen=True)
 class Image:
-    """A kernel image. ``kind`` is ``Image`` or ``zboot``; ``release`` is empty when it cannot be read from it."""
+    """A kernel image. ``kind`` is ``Image`` or ``zboot``; ``release`` is empty when it cannot be read from it, and so
+    is ``banner``, what /proc/version will say."""
 
     kind: str
     release: str
+    banner: str
 
 
 def image(path: Path) -> Image:
     """Read an arm64 kernel image (also compressed by gzip, xz or zstd); KitError (usage) when it is none."""
     data = unpack(path)
-    banner = _BANNER.search(data)
-    release = banner[1].decode() if banner else ""
-    if len(data) >= 64 and struct.unpack_from("<I", data, 56)[0] == IMAGE_MAGIC:
+    found = _BANNER.search(data)
+    release, banner = (found[1].decode(), found[0].decode()) if found else ("", "")
+    if is_image(data):
         size = struct.unpack_from("<Q", data, 16)[0]
         if size and len(data) < size // 2:
             message = f"{path}: cut off at {len(data)} bytes (it says that it needs {size})"
             raise KitError(ExitCode.USAGE, message, "fetch or build it again")
-        return Image("Image", release)
+        return Image("Image", release, banner)
     if data[:2] == b"MZ" and data[4:8] == ZBOOT_MAGIC:
-        return Image("zboot", release)
+        return Image("zboot", release, banner)
     what = "an x86 kernel" if data[514:518] == b"HdrS" else "no arm64 kernel image"
     raise KitError(ExitCode.USAGE, f"{path}: {what}", "give the Image of an arm64 kernel")

@@ -45,9 +45,8 @@ class BackgroundBoard:
 
     @property
     def ssh_options(self) -> list[str]:
-        """Options of ssh for this board: its own key, no trace in the user's known_hosts."""
-        words = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "IdentitiesOnly=yes"]
-        return ["-F", "none", *(part for word in words for part in ("-o", word)), "-i", str(self.ssh_key)]
+        """Options of ssh for this board."""
+        return ssh_options(self.ssh_key)
 
     def document(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -59,6 +58,12 @@ class BackgroundBoard:
             "console": str(self.console),
             "results": str(self.results),
         }
+
+
+def ssh_options(key: Path) -> list[str]:
+    """Options of ssh for a virtual board: its own key, no trace in the user's known_hosts."""
+    words = ["StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "IdentitiesOnly=yes"]
+    return ["-F", "none", *(part for word in words for part in ("-o", word)), "-i", str(key)]
 
 
 def boards_in_background() -> list[BackgroundBoard]:

@@ -34,13 +34,12 @@ from typing import Any
 
 from lab.errors import ExitCode, KitError
 from lab.firmware.flash import bootcount, extlinux
+from lab.kernel.elf import is_image
 from lab.virt.disk import Partition, boot_partitions
 from lab.virt.guard import die_with
 from lab.virt.qmp import Qmp, QmpError
 
 LOADERS = ("stock", "bootcount")
-IMAGE_MAGIC = b"ARM\x64"
-"""At byte 56 of an arm64 Image (linux Documentation/arch/arm64/booting.rst); booti refuses a file without it."""
 FDT_MAGIC = b"\xd0\x0d\xfe\xed"
 BOOT_WORD = "@BOOT@"
 """Stands in the argument list for what depends on the entry."""
@@ -162,7 +161,7 @@ class Loader:
         if not label.fdt and label.fdtdir:
             files["fdt"] = partition.read(_resolve(f"{label.fdtdir.rstrip('/')}/{self.fdtfile}", folder))
         kernel = _plain(files["linux"] or b"")
-        if kernel[56:60] != IMAGE_MAGIC:
+        if not is_image(kernel):
             self.say("Bad Linux ARM64 Image magic!")
             return None
         tree = files["fdt"]

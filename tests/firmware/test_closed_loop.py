@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Commands
 
 from lab import cli
 from lab.assemble import board as board_set
@@ -54,27 +55,16 @@ def changed_set(source: Path, target: Path, old: bytes, new: bytes) -> Path:
     return target
 
 
-class Loop:
+class Loop(Commands):
     """The board, its eMMC's file, and a reader that the eMMC can be put into."""
 
     def __init__(self, root: Path, capture: pytest.CaptureFixture[str]) -> None:
-        self.root, self.capture = root, capture
+        super().__init__(root, capture)
         self.emmc, self.card = root / "emmc.img", root / "reader"
         emmc.make(find_artifacts(None, "fast", Output(quiet=True)), DTB, self.emmc, root / "log")
         self.emmc_before, self.identity = self.emmc.read_bytes(), dict[str, str]()
         options = KernelOptions(rocket_module=False, jobs=os.cpu_count() or 1)
         self.set = board_set.assemble(BOARD, options, None, Output(quiet=True)).root
-
-    def run(self, *words: str, code: int = 0) -> dict[str, Any]:
-        """A command, and the document it prints."""
-        self.capture.readouterr()
-        noun, verb, *rest = words
-        store = ["--store", str(self.root / "store")] if noun in ("backup", "flash") else []
-        found = cli.main([noun, "--json", "--quiet", verb, *store, *rest])
-        captured = self.capture.readouterr()
-        assert found == code, captured.err
-        document: dict[str, Any] = json.loads(captured.out)
-        return document
 
     def start(self, *options: str) -> None:
         """Power from nothing, and what the chip says of itself, which is the same in a reader."""

@@ -3,16 +3,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from commands import Commands
 
 from lab import cli
 from lab.commands.virt import ssh_command
@@ -29,11 +28,11 @@ ERASE_FIRST_BLOCK = (
 """MEMERASE of linux include/uapi/mtd/mtd-abi.h."""
 
 
-class Bench:
+class Bench(Commands):
     """A virtual board whose flash chips are files of this test."""
 
     def __init__(self, root: Path, capture: pytest.CaptureFixture[str]) -> None:
-        self.root, self.capture = root, capture
+        super().__init__(root, capture)
         self.nor, self.emmc = root / "nor.img", root / "emmc.img"
         rng = random.Random(3)
         loader = b"RKNS" + rng.randbytes(200_000)
@@ -43,17 +42,6 @@ class Bench:
             file.seek(chips.EMMC_BOOT_SIZE)
             file.write(rng.randbytes(100_000))
             file.truncate(EMMC_SIZE)
-
-    def run(self, *words: str, code: int = 0) -> dict[str, Any]:
-        """A command, and the document it prints."""
-        self.capture.readouterr()
-        noun, verb, *rest = words
-        store = ["--store", str(self.root / "store")] if noun in ("backup", "flash") else []
-        found = cli.main([noun, "--json", "--quiet", verb, *store, *rest])
-        captured = self.capture.readouterr()
-        assert found == code, captured.err
-        document: dict[str, Any] = json.loads(captured.out)
-        return document
 
     def shell(self, script: str) -> str:
         """Run a script on the board."""

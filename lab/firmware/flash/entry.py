@@ -102,12 +102,25 @@ class EntryPlan:
     @property
     def init_path(self) -> str:
         """The trial's first process."""
-        return f"/usr/lib/npulab/{self.payload.name}/init"
+        return _init_path(self.payload.name)
 
     @property
     def alive(self) -> str:
         """The file in /dev whose presence says that somebody vouches for the trial."""
-        return f"npulab-alive-{self.payload.name}"
+        return _alive(self.payload.name)
+
+
+def _init_path(name: str) -> str:
+    return f"/usr/lib/npulab/{name}/init"
+
+
+def _alive(name: str) -> str:
+    return f"npulab-alive-{name}"
+
+
+def entry_of(cmdline: str) -> str:
+    """Which entry of ours a running kernel was started by; empty when by none."""
+    return next((word for word in cmdline.split() if word.startswith(MARK)), "").removeprefix(MARK)
 
 
 @dataclass(frozen=True)
@@ -187,7 +200,7 @@ def _check_conf(found: Survey, text: str | None, name: str) -> extlinux.Label:
             f"{CONF}: its menu has no timeout, so U-Boot waits for a key for ever",
             "add a line such as: timeout 30",
         )
-    running = next((word for word in found.cmdline.split() if word.startswith(MARK)), "").removeprefix(MARK)
+    running = entry_of(found.cmdline)
     if running and running != order[0].name:
         raise KitError(ExitCode.REFUSED, f"the board runs {running} on trial", "commit or roll back that run first")
     if order[0].name == name:
@@ -233,7 +246,7 @@ def prepare(
     append, init = _append(found, old, payload.initrd)
     trial = [word for word in append.split() if not word.startswith("init=")]
     trial += [] if any(word.startswith("panic=") for word in trial) else ["panic=10"]
-    trial += [f"{MARK}{payload.name}", f"init=/usr/lib/npulab/{payload.name}/init"]
+    trial += [f"{MARK}{payload.name}", f"init={_init_path(payload.name)}"]
     identity = dict(reached.identify())
     sizes = {entry.name: entry.size for entry in reached.storages()}
     trust = wish.trust_identity
@@ -288,7 +301,7 @@ def _init_script(name: str, boot: Mount | None, point: str, mode: str, seconds: 
         "MOUNT": point,
         "ROOTMODE": mode,
         "SECONDS": str(seconds),
-        "ALIVE": f"npulab-alive-{name}",
+        "ALIVE": _alive(name),
         "INIT": init,
     }
     text = INIT.read_text()

@@ -3,10 +3,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import re
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,11 +12,9 @@ from lab.assemble import board as board_set
 from lab.boards import Board
 from lab.cache import digest, file_digest
 from lab.errors import ExitCode, KitError
+from lab.kernel import elf
 from lab.virt.dtb import read_board_tree
 
-IMAGE_MAGIC = b"ARM\x64"
-BANNER = re.compile(rb"Linux version [ -~]{10,400}")
-"""linux init/version.c: the text of /proc/version, and what the running kernel is recognised by."""
 KERNEL, TREE, INITRD = "Image", "board.dtb", "initrd.img"
 MODULES = "usr/lib/modules"
 
@@ -38,7 +33,8 @@ class File:
 
 @dataclass(frozen=True)
 class Payload:
-    """A kernel to try. ``name`` tells it from any other content; ``model`` is what its device tree calls the board."""
+    """A kernel to try. ``name`` tells it from any other content; ``model`` is what its device tree calls the board;
+    ``banner`` is the text of /proc/version by which it is recognised when it runs."""
 
     name: str
     release: str
@@ -61,20 +57,12 @@ def _file(place: str, path: str, source: Path) -> File:
     return File(place, path, str(source.resolve()), source.stat().st_size, file_digest(source))
 
 
-def banner_of(kernel: Path) -> str:
-    """The version line in a kernel image; KitError (usage) when it is no arm64 kernel."""
-    raw = kernel.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise KitError(ExitCode.USAGE, f"{kernel}: damaged: {error}", "build it again") from error
-    if raw[56:60] != IMAGE_MAGIC:
-        raise KitError(
-            ExitCode.USAGE, f"{kernel} is no arm64 kernel: the magic at byte 56 is missing", "is it an Image?"
-        )
-    found = BANNER.search(raw)
-    return found[0].decode() if found else ""
+def _banner(kernel: Path) -> str:
+    """The version line in a kernel image; KitError (usage) when U-Boot's booti does not start it."""
+    found = elf.image(kernel)
+    if found.kind != "Image":
+        raise KitError(ExitCode.USAGE, f"{kernel}: U-Boot's booti starts no {found.kind}", "build it as Image")
+    return found.banner
 
 
 def _kind(path: Path) -> str:
@@ -128,7 +116,7 @@ def load(path: Path, board: Board) -> Payload:
     """
     path = path.expanduser().absolute()
     kernel, dtb, initrd, release, modules = _set_files(path, board)
-    banner, tree = banner_of(kernel), read_board_tree(dtb)
+    banner, tree = _banner(kernel), read_board_tree(dtb)
     if banner and not banner.startswith(f"Linux version {release} "):
         raise KitError(ExitCode.MISMATCH, f"{kernel} is not {release}, as its set says", "build the set again")
     if not board.virtual and board.compatible[0] not in tree.compatible:

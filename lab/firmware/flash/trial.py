@@ -16,7 +16,7 @@ from typing import Any
 
 from lab.boards import Board
 from lab.errors import ExitCode, KitError
-from lab.firmware.flash.entry import MARK, EntrySession
+from lab.firmware.flash.entry import EntrySession, entry_of
 from lab.firmware.flash.power import Power
 from lab.firmware.flash.target import Survey, survey
 from lab.firmware.medium import Transport
@@ -66,15 +66,12 @@ def wait_for(reach: Reach, before: str, seconds: float) -> tuple[LinuxTransport,
             found = survey(transport)
             if found.boot_id != before:
                 return transport, found
-        except KitError as error:
-            if error.code not in AWAY:
-                raise
-        except BaseException:
+            transport.close()
+        except BaseException as error:
             if transport is not None:
                 transport.close()
-            raise
-        if transport is not None:
-            transport.close()
+            if not (isinstance(error, KitError) and error.code in AWAY):
+                raise
         if time.monotonic() >= deadline:
             return None
         time.sleep(0.5)
@@ -105,7 +102,7 @@ class Trial:
         self.session, self.reach, self.power, self.limits, self.out = session, reach, power, limits, out
 
     def _is_new(self, found: Survey) -> bool:
-        return f"{MARK}{self.session.plan.payload.name}" in found.cmdline.split()
+        return entry_of(found.cmdline) == self.session.plan.payload.name
 
     def start(self, transport: LinuxTransport) -> tuple[LinuxTransport, Survey]:
         """Power cycle and wait; a board that stays silent is power cycled once more if there is a real switch."""
@@ -231,8 +228,7 @@ class Trial:
             self.session.restore_conf(transport)
         self.session.journal.add("fell-back", why="; ".join(wrong))
         plan = self.session.plan
-        words = survey(transport).cmdline.split()
-        runs = next((word for word in words if word.startswith(MARK)), plan.old_default).removeprefix(MARK)
+        runs = entry_of(survey(transport).cmdline) or plan.old_default
         return KitError(
             ExitCode.FAILED,
             f"{plan.payload.name} was given up: {'; '.join(wrong)}; the board runs {runs} again",
@@ -272,7 +268,7 @@ def rollback(session: EntrySession, reach: Reach, power: Power, limits: Limits, 
         session.journal.add("rolling-back")
         session.restore_conf(transport)
         found = survey(transport)
-        if f"{MARK}{session.plan.payload.name}" in found.cmdline.split():
+        if entry_of(found.cmdline) == session.plan.payload.name:
             power.cycle(transport)
             transport.close()
             with out.stage("starting the old entry"):

@@ -44,7 +44,7 @@ def compile_module(folder: Path, compiler: str = CROSS, compatible: str = "rockc
 def image(folder: Path, release: str = "7.3.4-npulab") -> Path:
     path = folder / "Image"
     header = bytearray(64)
-    struct.pack_into("<I", header, 56, elf.IMAGE_MAGIC)
+    header[56:60] = elf.IMAGE_MAGIC
     path.write_bytes(bytes(header) + f"Linux version {release} (kit)".encode())
     return path
 
