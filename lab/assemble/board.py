@@ -33,7 +33,7 @@ DTB_OF = {"rock-5-itx-plus": "rk3588-rock-5-itx-plus"}
 
 @dataclass(frozen=True)
 class BoardKernelOptions(kernel.KernelOptions):
-    """A kernel for real boards; it boots the virtual board too. ``fixes``: with the kit's fixes of the driver."""
+    """A kernel for real boards; it boots the virtual board too."""
 
     fixes: bool = True
 
@@ -46,11 +46,6 @@ class BoardKernelOptions(kernel.KernelOptions):
     def fragments(self) -> tuple[str, ...]:
         """Fragment names in the order they are merged."""
         return ("npu.cfg", "virt.cfg", "board.cfg", *self._last_fragments)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """Groups of the kit's patches that are applied."""
-        return patches.WITH_FIXES if self.fixes else patches.STOCK
 
     @property
     def build_tree(self) -> object:

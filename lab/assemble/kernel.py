@@ -35,7 +35,7 @@ from lab.assemble.sources import (
 from lab.cache import Cache, digest, file_digest, tree_digest
 from lab.errors import ExitCode, KitError, from_os_error
 from lab.kernel import uapi
-from lab.kernel.patches import STOCK
+from lab.kernel.patches import STOCK, WITH_FIXES
 from lab.output import Meter, Output
 from lab.process import require, run
 
@@ -61,11 +61,15 @@ _STEP = re.compile(r"^  (CC|AS|LD|AR|HOSTCC|GEN|DTC|OBJCOPY|KSYMS)\b")
 
 @dataclass(frozen=True)
 class KernelOptions:
-    """What distinguishes one kernel for the virtual board from another. ``debug``: with the kernel's own checkers."""
+    """What distinguishes one kernel for the virtual board from another.
+
+    ``debug``: with the kernel's own checkers; ``fixes``: with the kit's fixes of the driver.
+    """
 
     rocket_module: bool
     jobs: int
     debug: bool = False
+    fixes: bool = False
 
     @property
     def base(self) -> str:
@@ -85,7 +89,7 @@ class KernelOptions:
     @property
     def groups(self) -> tuple[str, ...]:
         """Groups of the kit's patches that are applied."""
-        return STOCK
+        return WITH_FIXES if self.fixes else STOCK
 
     @property
     def build_tree(self) -> object:

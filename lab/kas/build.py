@@ -37,17 +37,24 @@ class Result:
     images: dict[str, Path]
 
 
+def run(
+    request: Request, options: BuildOptions, cache: Cache, apt: Apt, out: Output, where: Places
+) -> tuple[Outcome, dict[str, Any]]:
+    """kas and BitBake alone; what became of it, and the manifest's origin of the source."""
+    kas = drive.preflight(request, where)
+    spec = str(options.source) if options.source is not None else None
+    variables, origin = source.find(request, spec, cache, apt, out)
+    if options.jobs != os.cpu_count():
+        variables |= {"BB_NUMBER_THREADS": str(options.jobs), "PARALLEL_MAKE": f"-j {options.jobs}"}
+    return drive.build(kas, request, where, out, variables), origin
+
+
 def build(request: Request, options: BuildOptions, out: Output, where: Places | None = None) -> Result:
     """Build with kas and collect; ``options.source`` as `source.find` takes it."""
     cache = Cache()
     where = where or drive.places(cache, request.machine)
     apt = Apt(cache, mirror.find(options.debian_mirror), where.log, update=options.update)
-    spec = str(options.source) if options.source is not None else None
-    kas = drive.preflight(request, where)
-    variables, origin = source.find(request, spec, cache, apt, out)
-    if options.jobs != os.cpu_count():
-        variables |= {"BB_NUMBER_THREADS": str(options.jobs), "PARALLEL_MAKE": f"-j {options.jobs}"}
-    outcome = drive.build(kas, request, where, out, variables)
+    outcome, origin = run(request, options, cache, apt, out, where)
     found = collect.look(request, where)
     kernel = collect.kernel_entry(found, request, origin, apt, cache, out, where.log)
     virtual = boards.load(request.board).virtual

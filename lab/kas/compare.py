@@ -143,8 +143,8 @@ def open_side(text: str, board: str, cache: Cache) -> Side:
             message = f"{root}/manifest.json: not JSON: {error}"
             raise KitError(ExitCode.USAGE, message, "build the set again") from error
     kernel = dict(manifest.get("kernel", {}))
-    trimmed = kernel.get("flavour") in ("fast", "debug") and "board.cfg" not in _fragments(kernel)
-    base = "allnoconfig" if trimmed else "alldefconfig" if kernel.get("flavour") != "distro" else "Debian's"
+    trimmed = "board.cfg" not in _fragments(kernel)
+    base = "Debian's" if kernel.get("flavour") == "distro" else "allnoconfig" if trimmed else "alldefconfig"
     path = {"kas": "kas path"}.get(str(kernel.get("flavour")), "minutes path") if kernel else "no manifest"
     return Side(path, root, files, kernel, base)
 

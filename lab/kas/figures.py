@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from lab.assemble import mirror
+from lab.assemble.apt import Apt
 from lab.assemble.sources import REPOSITORY
 from lab.assemble.virt import BuildOptions
 from lab.cache import Cache
@@ -26,8 +28,8 @@ from lab.output import Output
 from lab.process import run
 
 TIER_A = ("test_files.py", "test_recipes.py", "test_stub_build.py")
-FRAGMENT = "recipes/recipes-kernel/linux/files/board.cfg"
-CHANGE = ("CONFIG_FUSE_FS=y", "CONFIG_FUSE_FS=m")
+FRAGMENT = "recipes/recipes-kernel/linux/files/virt.cfg"
+CHANGE = ("CONFIG_MAGIC_SYSRQ=y", "CONFIG_MAGIC_SYSRQ=n")
 """A line of that fragment on which nothing else depends."""
 GOAL_TESTS, GOAL_COLD, GOAL_UNCHANGED, GOAL_OTHERS = 30.0, 900.0, 60.0, 0.0
 COMMAND = "npulab build virt --with kas --image kernel --option host-toolchain"
@@ -74,7 +76,7 @@ class _Bench:
     """Three builds, one after the other; ``figures`` are those of the builds that were made."""
 
     def __init__(self, cache: Cache, out: Output) -> None:
-        self.out = out
+        self.cache, self.out = cache, out
         self.top = cache.root / "kas" / "bench"
         self.project = self.top / "project"
         layers = drive.places(cache, "bench")
@@ -114,7 +116,9 @@ class _Bench:
 
     def _build(self) -> drive.Outcome:
         request = Request("virt", image="kernel", options=("host-toolchain",), project=self.project)
-        return build.build(request, BuildOptions(), self.out, self.places).outcome
+        options = BuildOptions()
+        apt = Apt(self.cache, mirror.find(options.debian_mirror), self.places.log)
+        return build.run(request, options, self.cache, apt, self.out, self.places)[0]
 
     def _project(self) -> None:
         """A fresh copy; a repository of its own, as kas looks for the top of one."""

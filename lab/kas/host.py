@@ -47,7 +47,6 @@ HOST_TOOLCHAIN = {
     "depmod": "kmod",
     "dpkg-deb": "dpkg",
     "dtc": "device-tree-compiler",
-    "fakeroot": "fakeroot",
     "flex": "flex",
     "openssl": "openssl",
     "pkg-config": "pkg-config",

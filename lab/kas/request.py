@@ -12,6 +12,7 @@ import yaml
 
 from lab import boards
 from lab.assemble.board import BoardKernelOptions
+from lab.assemble.kernel import KernelOptions
 from lab.assemble.sources import REPOSITORY
 from lab.errors import ExitCode, KitError
 
@@ -85,9 +86,10 @@ class Request:
         return [Path(name).stem for name in found[1].split()] if found else []
 
     @property
-    def kernel_options(self) -> BoardKernelOptions:
+    def kernel_options(self) -> KernelOptions:
         """The same kernel in the words of the minutes path: for fragments, patches and checks."""
-        return BoardKernelOptions(
+        kind = KernelOptions if boards.load(self.board).virtual else BoardKernelOptions
+        return kind(
             rocket_module="rocket-builtin" not in self.options,
             jobs=1,
             debug="kernel-debug" in self.options,

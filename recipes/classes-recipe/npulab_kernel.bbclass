@@ -15,7 +15,8 @@ NPULAB_FIXES ?= "1"
 NPULAB_KERNEL_DEBUG ?= "0"
 
 NPULAB_KERNEL_BASE ?= "${@'.'.join(d.getVar('LINUX_VERSION').split('.')[:2])}"
-NPULAB_FRAGMENTS = "npu.cfg virt.cfg board.cfg rocket-${NPULAB_ROCKET}.cfg"
+NPULAB_FRAGMENTS = "npu.cfg virt.cfg ${NPULAB_BOARD_FRAGMENT} rocket-${NPULAB_ROCKET}.cfg"
+NPULAB_BOARD_FRAGMENT ?= "board.cfg"
 NPULAB_FRAGMENTS .= "${@' debug.cfg' if bb.utils.to_boolean(d.getVar('NPULAB_KERNEL_DEBUG')) else ''}"
 NPULAB_FRAGMENTS .= "${@npulab_own_fragment(d)}"
 NPULAB_PATCHES = "${@npulab_patches(d)}"
@@ -111,6 +112,21 @@ do_configure() {
         END { for (name in last) print order[name] "\t" last[name] }' ${WORKDIR}/npulab-fragments.cfg |
         sort -n | cut -f 2- > ${WORKDIR}/npulab.cfg
     oe_runmake_call -C ${S} O=${B} KCONFIG_ALLCONFIG=${WORKDIR}/npulab.cfg ${NPULAB_DEFAULTS}
+}
+
+# With the machine's own tools (conf/include/npulab-host-toolchain.inc) there is no fakeroot.
+NPULAB_HOST_TOOLCHAIN ?= "0"
+python () {
+    if bb.utils.to_boolean(d.getVar("NPULAB_HOST_TOOLCHAIN")):
+        for task in ("install", "package", "package_setscene", "package_write_deb", "package_write_deb_setscene"):
+            d.delVarFlag("do_" + task, "fakeroot")
+        d.appendVar("PACKAGE_PREPROCESS_FUNCS", " npulab_keep_owners")
+}
+
+# do_package gives all files to root, which only root can.
+python npulab_keep_owners() {
+    import oe.package
+    oe.package.fixup_perms = lambda d: None
 }
 
 # A line of a fragment that did not survive means that the kernel lacks what the fragment is for.

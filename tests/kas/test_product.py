@@ -158,14 +158,14 @@ def test_missing_locale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_missing_tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in {**host.TOOLS, **host.HOST_TOOLCHAIN}:
-        if name not in ("chrpath", "fakeroot"):
+        if name not in ("chrpath", "depmod"):
             (tmp_path / name).write_text("")
             (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     error = refused(host.check_tools, Request("orangepi-5"))
     assert (error.code, error.hint) == (ExitCode.INFRASTRUCTURE, "apt-get install chrpath")
     error = refused(host.check_tools, Request("orangepi-5", image="kernel", options=("host-toolchain",)))
-    assert error.hint == "apt-get install chrpath fakeroot"
+    assert error.hint == "apt-get install chrpath kmod"
 
 
 def test_kas_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 SUMMARY = "Empty provider of virtual/fakeroot-native"
-DESCRIPTION = "For builds with the host's own tools, whose fakeroot is the machine's: a virtual provider cannot be \
-assumed provided."
+DESCRIPTION = "For builds with the host's own tools, which need none: a virtual provider cannot be assumed provided."
 HOMEPAGE = "https://www.openembedded.org"
 LICENSE = "MIT"
 LIC_FILES_CHKSUM = "file://${COREBASE}/meta/COPYING.MIT;md5=3da9cfbcb788c80a0384361b4de20420"
