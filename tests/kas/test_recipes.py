@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from conftest import LAYER, MACHINES, REPOSITORY
 
+from lab.kas.request import Request
 from lab.kernel import patches
 
 LINT_EXCEPTIONS = {
@@ -72,6 +73,16 @@ def test_kernel_takes_the_fragments_of_its_options() -> None:
     assert "debug.cfg" in debug
     assert "rocket-builtin.cfg" in debug
     assert "rocket-module.cfg" not in debug
+
+
+def test_the_virtual_board_s_kernel_is_the_other_path_s() -> None:
+    text = (LAYER / "conf/machine/rk3588-virt.conf").read_text()
+    settings = dict(re.findall(r'^(NPULAB_DEFAULTS|NPULAB_BOARD_FRAGMENT) = "(.*)"$', text, re.MULTILINE))
+    options = Request("virt", image="kernel").kernel_options
+    assert settings["NPULAB_DEFAULTS"] == options.base
+    files = parsed("rk3588-virt", **settings)["recipes-kernel/linux/linux-rocket_7.3.bb"]["files"]
+    assert {name for name in files if name.endswith(".cfg")} == set(options.fragments)
+    assert options.groups == patches.WITH_FIXES
 
 
 def test_results_are_shared_by_checkouts_in_different_places(tmp_path: Path) -> None:
