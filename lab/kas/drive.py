@@ -20,8 +20,6 @@ from lab.kas.request import Request
 from lab.output import Output
 
 SHOW_SECONDS = 1.0
-COMPILE_STEPS = 3000
-"""Steps of the compile task of a board's kernel (7.3.4), for the display."""
 OLD_TOOLS = ("VIRTUAL_ENV", "PYTHONPATH", "PYTHONHOME", "TMPDIR")
 """Variables of the kit's own Python, and one that means something else to BitBake: they must not reach the build."""
 
@@ -83,7 +81,7 @@ def run_kas(
     where.build.mkdir(parents=True, exist_ok=True)
     with (
         out.stage(f"kas build {request.machine}") as meter,
-        shown(Watch(meter, progress, where.build, COMPILE_STEPS)),
+        shown(Watch(meter, progress, where.build, request.kernel_options.expected_steps)),
     ):
         code = session.run(command, cwd=request.project, log=where.log, environment=environment, on_line=progress.feed)
     for warning in progress.warnings:
