@@ -17,7 +17,7 @@ from lab.firmware.rockusb.client import Rockusb, choose
 from lab.firmware.standin import faults
 from lab.firmware.standin.engine import PERSONALITIES, Engine, Options
 from lab.firmware.standin.media import make_board
-from lab.firmware.transports.select import open_bus
+from lab.firmware.transports.select import USB_WAYS, open_bus
 from lab.output import Output
 
 HELP = "list boards, and find out what is connected, in which mode, and what to do next"
@@ -117,17 +117,20 @@ def _env(args: argparse.Namespace, out: Output) -> dict[str, Any]:
 def _in_maskrom(args: argparse.Namespace, out: Output) -> dict[str, Any] | None:
     """A board in mask ROM answers nothing but downloads: say so instead of failing."""
     kind, _, rest = args.via.partition(":")
-    if kind not in ("rockusb", "rockusb+unix", "standin") or args.usb_loader:
+    if kind not in USB_WAYS or args.usb_loader:
         return None
     where, _, extra = rest.partition(",")
     bus, path = open_bus(kind, where, extra)
-    found = choose(bus, path)
-    device = Rockusb(bus, found.path)
     try:
-        if device.ready():
-            return None
+        found = choose(bus, path)
+        device = Rockusb(bus, found.path)
+        try:
+            if device.ready():
+                return None
+        finally:
+            device.close()
     finally:
-        device.close()
+        bus.close()
     out.say(f"{found.path}: an RK3588 in mask ROM; it cannot say which board it is")
     todo = "start a loader: --usb-loader FILE --usb-loader-sha256 HASH (the vendor's rk3588_spl_loader for this board)"
     out.say(f"next: {todo}")
@@ -154,7 +157,7 @@ def _probe(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     out.say(f"backups of this very board: {len(backups)}, verified: {good.id if good else 'none'}")
     out.say(f"next: {todo}")
     return {
-        "mode": transport.name.partition(":")[0],
+        "mode": transport.name.partition(":")[0].partition("+")[0],
         "identity": identity,
         "media": [{"name": i.name, "kind": i.kind, "size": i.size, "readable": i.readable} for i in media],
         "backups": [backup.id for backup in backups],

@@ -3,15 +3,14 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 from lab.errors import ExitCode, KitError
 from lab.firmware.medium import link_error
 from lab.firmware.rockusb import SECTOR, protocol
-from lab.firmware.rockusb.link import Bus, Found, Link, LinkError, LinkGone
+from lab.firmware.rockusb.link import Bus, FarLink, Found, Link, LinkError, LinkGone, LinkLost
 from lab.firmware.rockusb.loaderfile import LoaderFile
 from lab.firmware.rockusb.protocol import CommandFailed, Op, ProtocolError
 
@@ -38,15 +37,15 @@ def choose(bus: Bus, path: str | None) -> Found:
         if chosen:
             return chosen[0]
         seen = ", ".join(device.path for device in found) or "none"
-        raise KitError(ExitCode.NO_DEVICE, f"no Rockchip device at {path}", f"devices: {seen}")
+        raise KitError(ExitCode.NO_DEVICE, f"no Rockchip device at {bus.way(path)}", f"devices: {seen}")
     if not found:
         raise KitError(
             ExitCode.NO_DEVICE,
-            "no board in USB download mode",
+            f"no board in USB download mode ({bus.name})",
             "hold the maskrom button while powering it on, and connect the USB-C port; npulab board probe shows more",
         )
     if len(found) > 1:
-        paths = ", ".join(f"rockusb:{device.path}" for device in found)
+        paths = ", ".join(bus.way(device.path) for device in found)
         raise KitError(ExitCode.NO_DEVICE, f"{len(found)} boards in USB download mode", f"name one: {paths}")
     return found[0]
 
@@ -58,7 +57,7 @@ class Rockusb:
         self.bus, self.timeouts = bus, timeouts or Timeouts()
         self.found = choose(bus, path)
         self._link: Link | None = self._open(self.found.path)
-        self._tags = itertools.count(1)
+        self._tag = 0
         self.on_return: Callable[[], None] | None = None
         self._returning = False
 
@@ -73,6 +72,10 @@ class Rockusb:
         if self._link is not None:
             self._link.close()
             self._link = None
+
+    def _next_tag(self) -> int:
+        self._tag += 1
+        return self._tag
 
     # ---- driving commands
 
@@ -98,7 +101,7 @@ class Rockusb:
         problem: Exception = LinkGone("not tried")
         for attempt in range(1 + RETRIES):
             try:
-                return self._drive(make(next(self._tags)), timeout or self.timeouts.data)
+                return self._drive(make(self._next_tag()), timeout or self.timeouts.data)
             except CommandFailed:
                 raise
             except (ProtocolError, LinkError) as error:
@@ -149,7 +152,9 @@ class Rockusb:
     def ready(self) -> bool:
         """Whether the full protocol is spoken (not by the boot ROM)."""
         try:
-            self._drive(protocol.simple(Op.TEST_UNIT_READY, next(self._tags)), self.timeouts.quick)
+            self._drive(protocol.simple(Op.TEST_UNIT_READY, self._next_tag()), self.timeouts.quick)
+        except LinkLost as error:
+            raise link_error(f"rockusb {self.found.path}: {error}") from error
         except (LinkError, ProtocolError, CommandFailed):
             return False
         return True
@@ -204,6 +209,17 @@ class Rockusb:
             f"reading {count} sectors at {sector}",
         )
 
+    def ahead(self, sector: int, counts: Sequence[int]) -> None:
+        """These reads follow, one after another: a far link asks for all of them at once. Errors show when they do."""
+        if not isinstance(self._link, FarLink):
+            return
+        steps: list[protocol.Send | protocol.Receive] = []
+        for tag, count in enumerate(counts, self._tag + 1):
+            command = protocol.data_in(Op.READ_LBA, tag, count * SECTOR, address=sector, count=count)
+            steps += protocol.foreseen(command, count * SECTOR)
+            sector += count
+        self._link.post(steps, self.timeouts.data)
+
     def write(self, sector: int, data: bytes) -> None:
         """Write sectors in one request."""
         count = len(data) // SECTOR
@@ -219,7 +235,9 @@ class Rockusb:
     def reset(self, sub: int = 0) -> None:
         """Restart the board (0) or restart it into mask ROM (3)."""
         try:
-            self._drive(protocol.simple(Op.RESET, next(self._tags), sub), self.timeouts.quick)
+            self._drive(protocol.simple(Op.RESET, self._next_tag(), sub), self.timeouts.quick)
+        except LinkLost as error:
+            raise link_error(f"rockusb {self.found.path}: restarting: {error}") from error
         except LinkGone:
             return  # it may be gone before its status is fetched
         except (LinkError, ProtocolError, CommandFailed) as error:
@@ -242,8 +260,8 @@ class Rockusb:
         try:
             for piece in protocol.download_pieces(data):
                 self._link.control(0x0C, 0, index, piece, self.timeouts.data)
-        except LinkGone:
-            if index != 0x472:
+        except LinkGone as error:
+            if index != 0x472 or isinstance(error, LinkLost):
                 raise link_error(f"rockusb {self.found.path}: the device left the bus during the download") from None
         except LinkError as error:
             raise link_error(

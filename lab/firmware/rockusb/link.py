@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
+
+from lab.firmware.rockusb.protocol import Receive, Send
 
 
 class LinkError(Exception):
@@ -21,6 +24,10 @@ class LinkStall(LinkError):
 
 class LinkGone(LinkError):
     """The device left the bus."""
+
+
+class LinkLost(LinkGone):
+    """The way to the device broke; the device itself may be where it was."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,14 @@ class Link(Protocol):
         """Release the device."""
 
 
+@runtime_checkable
+class FarLink(Protocol):
+    """A link on which each answer takes a while to arrive."""
+
+    def post(self, steps: Sequence[Send | Receive], timeout: float) -> None:
+        """Send ahead what will be asked for next; whoever asks for something else gets that instead."""
+
+
 class Bus(Protocol):
     """Where devices are found."""
 
@@ -70,5 +85,11 @@ class Bus(Protocol):
     def open(self, path: str) -> Link:
         """Open the device plugged in at ``path``; LinkGone when there is none."""
 
+    def way(self, path: str) -> str:
+        """How a user names that port, as in ``--via``."""
+
     def wait(self, seconds: float) -> None:
         """Let time pass while a device enumerates."""
+
+    def close(self) -> None:
+        """Let go of what it takes to look for devices; it comes back by itself when it is needed."""

@@ -158,6 +158,13 @@ def data_in(op: int, tag: int, length: int, *, address: int = 0, count: int = 0,
     return data
 
 
+def foreseen(command: Command, length: int) -> list[Send | Receive]:
+    """The transfers of a `data_in` whose ``length`` bytes of data, whole packets, all come."""
+    first = next(command)
+    command.close()
+    return [first, Receive(length), Receive(CSW_LENGTH)]
+
+
 def data_out(op: int, tag: int, data: bytes, *, address: int = 0, count: int = 0) -> Command:
     """A command that takes data."""
     yield Send(encode(op, tag, address=address, count=count, length=len(data)))

@@ -19,6 +19,9 @@ UDEV_RULE = (
 UDEV_FILE = "/etc/udev/rules.d/70-npulab.rules"
 
 
+GONE = (errno.ENODEV, errno.ENOENT, errno.EIO, errno.EPROTO, errno.EILSEQ, errno.ETIME, errno.ESHUTDOWN)
+"""What the kernel says of a device that has left, or is about to (Documentation/driver-api/usb/error-codes.rst)."""
+
 LIBUSB = "libusb-1.0.so.0"
 
 
@@ -29,24 +32,31 @@ def _backend() -> Any:
     return libusb.get_backend() or libusb.get_backend(find_library=lambda name: LIBUSB)
 
 
+def explain(number: int | None, text: str, where: str = "") -> Exception:
+    """What an errno of usbfs or libusb means. ``where`` is the host, when it is another one."""
+    on = f" on {where}" if where else ""
+    if number == errno.ETIMEDOUT:
+        return LinkTimeout("no answer in time")
+    if number == errno.EPIPE:
+        return LinkStall("the endpoint stalled")
+    if number in GONE:
+        return LinkGone("the device left the bus")
+    if number in (errno.EACCES, errno.EPERM):
+        return KitError(
+            ExitCode.NO_DEVICE,
+            f"no permission for the USB device{on}",
+            f"put this line into {UDEV_FILE}{on}, run `udevadm control --reload` there and plug the board in again: "
+            f"{UDEV_RULE}",
+        )
+    if number == errno.EBUSY:
+        return KitError(ExitCode.NO_DEVICE, f"another program uses the USB device{on}", "end it and try again")
+    return LinkError(text)
+
+
 def _translate(error: Any) -> Exception:
     import usb.core
 
-    if isinstance(error, usb.core.USBTimeoutError) or error.errno == errno.ETIMEDOUT:
-        return LinkTimeout("no answer in time")
-    if error.errno == errno.EPIPE:
-        return LinkStall("the endpoint stalled")
-    if error.errno in (errno.ENODEV, errno.ENOENT, errno.EIO, errno.EPROTO):
-        return LinkGone("the device left the bus")
-    if error.errno == errno.EACCES:
-        return KitError(
-            ExitCode.NO_DEVICE,
-            "no permission for the USB device",
-            f"put this line into {UDEV_FILE}, run `udevadm control --reload` and plug the board in again: {UDEV_RULE}",
-        )
-    if error.errno == errno.EBUSY:
-        return KitError(ExitCode.NO_DEVICE, "another program uses the USB device", "end it and try again")
-    return LinkError(str(error))
+    return explain(errno.ETIMEDOUT if isinstance(error, usb.core.USBTimeoutError) else error.errno, str(error))
 
 
 class UsbLink:
@@ -115,10 +125,15 @@ class UsbLink:
         usb.util.dispose_resources(self._device)
 
 
+def position(found: Found) -> list[int]:
+    """For sorting: bus and ports, as numbers."""
+    return [int(number) for number in re.split("[-.]", found.path)]
+
+
 class UsbBus:
     """This host's USB."""
 
-    name = "USB"
+    name = "this host's USB"
 
     def _all(self) -> list[tuple[Any, Found]]:
         import usb.core
@@ -137,7 +152,7 @@ class UsbBus:
             if device.idProduct in PRODUCTS and device.port_numbers:
                 path = f"{device.bus}-{'.'.join(map(str, device.port_numbers))}"
                 found.append((device, Found(path, device.idVendor, device.idProduct, device.bcdUSB)))
-        return sorted(found, key=lambda pair: [int(number) for number in re.split("[-.]", pair[1].path)])
+        return sorted(found, key=lambda pair: position(pair[1]))
 
     def devices(self) -> list[Found]:
         return [found for _, found in self._all()]
@@ -148,5 +163,11 @@ class UsbBus:
                 return UsbLink(device, found)
         raise LinkGone(f"no device at {path}")
 
+    def way(self, path: str) -> str:
+        return f"rockusb:{path}"
+
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def close(self) -> None:
+        return

@@ -88,5 +88,11 @@ class EngineBus:
                 return EngineLink(engine)
         raise LinkGone(f"no device at {path}")
 
+    def way(self, path: str) -> str:
+        return f"rockusb:{path}"
+
     def wait(self, seconds: float) -> None:
+        return
+
+    def close(self) -> None:
         return

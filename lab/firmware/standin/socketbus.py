@@ -68,8 +68,14 @@ class SocketBus:
                 return SocketLink(self, self._numbers[path], device)
         raise LinkGone(f"no device at {path}")
 
+    def way(self, path: str) -> str:
+        return f"rockusb+unix:{self.path},{path}"
+
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def close(self) -> None:
+        return
 
 
 class SocketLink:

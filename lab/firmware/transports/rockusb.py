@@ -17,6 +17,9 @@ from lab.firmware.rockusb.protocol import CommandFailed, Op
 WINDOW = 32 * 2048
 """Sectors a vendor loader reads truthfully."""
 
+AHEAD = 64
+"""Reads that are asked for at once where answers come from afar."""
+
 KINDS = {"spi-nor": ("NOR",), "emmc": ("EMMC",), "sd": ("EMMC", "SD"), "nvme": ("PCIE", "NVME")}
 OTP_CPU_ID = slice(7, 23)
 
@@ -93,10 +96,12 @@ class RockusbMedium:
             )
         first, last = offset // SECTOR, -(-(offset + length) // SECTOR)
         step = self._step // SECTOR
-        parts = []
-        for sector in range(first, last, step):
-            count = min(step, last - sector)
-            parts.append(self._guard(partial(self._device.read, sector, count), "reading"))
+        parts, pieces = [], [(sector, min(step, last - sector)) for sector in range(first, last, step)]
+        for number, (sector, count) in enumerate(pieces):
+            device = self._device
+            if number % AHEAD == 0:
+                device.ahead(sector, [count for _, count in pieces[number : number + AHEAD]])
+            parts.append(self._guard(partial(device.read, sector, count), "reading"))
         whole = b"".join(parts)
         skip = offset - first * SECTOR
         return whole[skip : skip + length] if skip or len(whole) != length else whole
@@ -142,7 +147,7 @@ class RockusbTransport:
 
     def __init__(self, board: Board, device: Rockusb) -> None:
         self.board, self.device = board, device
-        self.name = f"rockusb:{device.found.path}"
+        self.name = device.bus.way(device.found.path)
         if PRODUCTS.get(device.found.product) is None:
             raise KitError(ExitCode.REFUSED, f"{self.name} is not an RK3588 (product {device.found.product:04x})")
         if not device.ready():
@@ -252,3 +257,4 @@ class RockusbTransport:
 
     def close(self) -> None:
         self.device.close()
+        self.device.bus.close()

@@ -7,6 +7,7 @@ ssh:[USER@]HOST[:PORT]      a running Linux
 virt[:NAME]                 a virtual board that runs in the background (npulab virt up)
 serial:PORT                 a root shell on the console (a device, or a URL of pyserial)
 rockusb[:BUS-PORT]          a board in USB download mode
+rockusb+ssh:[USER@]HOST[:PORT][,BUS-PORT]  the same, on the USB of another host
 rockusb+unix:SOCKET[,PORT]  the same, played by a served stand-in
 standin:DIR[,PERSONALITY]   the same within this process
 """
@@ -22,6 +23,7 @@ from lab.firmware.medium import Transport
 from lab.firmware.rockusb import loaderfile
 from lab.firmware.rockusb.client import Rockusb
 from lab.firmware.rockusb.link import Bus
+from lab.firmware.rockusb.remote import RemoteBus
 from lab.firmware.standin.engine import PERSONALITIES, Engine
 from lab.firmware.standin.inprocess import EngineBus
 from lab.firmware.standin.socketbus import SocketBus
@@ -29,10 +31,14 @@ from lab.firmware.transports.block import BlockTransport, DrillTransport
 from lab.firmware.transports.linux import LinuxTransport
 from lab.firmware.transports.rockusb import RockusbTransport
 from lab.firmware.transports.serial import SerialRemote, open_port
-from lab.firmware.transports.ssh import SshRemote
+from lab.firmware.transports.ssh import SshRemote, arguments, check_destination
 from lab.virt.background import find_board
 
-FORMS = "file:DIR, block:PATH[,STORAGE], ssh:[USER@]HOST[:PORT], virt[:NAME], serial:PORT, rockusb[:BUS-PORT]"
+FORMS = (
+    "file:DIR, block:PATH[,STORAGE], ssh:[USER@]HOST[:PORT], virt[:NAME], serial:PORT, rockusb[:BUS-PORT], "
+    "rockusb+ssh:[USER@]HOST[:PORT][,BUS-PORT]"
+)
+USB_WAYS = ("rockusb", "rockusb+ssh", "rockusb+unix", "standin")
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ def open_transport(via: str, board: Board, loader: Loader | None = None) -> Tran
     """The transport that ``via`` names; KitError when it is none or the board is not there."""
     kind, _, rest = via.partition(":")
     where, _, extra = rest.partition(",")
-    if kind in ("rockusb", "rockusb+unix", "standin"):
+    if kind in USB_WAYS:
         return _rockusb(kind, where, extra, board, loader or Loader())
     if kind == "virt":
         running = find_board(where or None)
@@ -94,6 +100,9 @@ def open_bus(kind: str, where: str, extra: str) -> tuple[Bus, str | None]:
         return EngineBus([Engine(Path(where), personality)]), None
     if kind == "rockusb+unix":
         return SocketBus(Path(where)), extra or None
+    if kind == "rockusb+ssh":
+        check_destination(where)
+        return RemoteBus(lambda: arguments(where), where), extra or None
     from lab.firmware.rockusb.usb import UsbBus
 
     return UsbBus(), where or None
@@ -101,7 +110,20 @@ def open_bus(kind: str, where: str, extra: str) -> tuple[Bus, str | None]:
 
 def _rockusb(kind: str, where: str, extra: str, board: Board, loader: Loader) -> Transport:
     bus, path = open_bus(kind, where, extra)
-    device = Rockusb(bus, path)
-    if loader.path is not None and not device.ready():
-        device.download(loaderfile.parse(loader.path, dict(board.loaders), loader.sha256))
-    return RockusbTransport(board, device)
+    return over_usb(bus, path, board, loader)
+
+
+def over_usb(bus: Bus, path: str | None, board: Board, loader: Loader) -> RockusbTransport:
+    """The board at that port, or the only one; a loader is started when it is in mask ROM."""
+    try:
+        device = Rockusb(bus, path)
+        try:
+            if loader.path is not None and not device.ready():
+                device.download(loaderfile.parse(loader.path, dict(board.loaders), loader.sha256))
+            return RockusbTransport(board, device)
+        except BaseException:
+            device.close()
+            raise
+    except BaseException:
+        bus.close()
+        raise

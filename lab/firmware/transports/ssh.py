@@ -20,6 +20,38 @@ SILENCE_SECONDS = 30.0
 """A stream that brings nothing for this long is taken for dead."""
 
 
+def check_destination(destination: str) -> None:
+    """KitError (usage) for what is not ``[USER@]HOST[:PORT]``."""
+    if not re.fullmatch(r"([A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*(:[0-9]+)?", destination):
+        raise KitError(ExitCode.USAGE, f"{destination} is not [USER@]HOST[:PORT]")
+
+
+def arguments(destination: str, options: Sequence[str] = (), control: str = "none") -> list[str]:
+    """The ssh command for a destination, up to what is run there. ``control``: path of a shared connection."""
+    check_destination(destination)
+    host, _, port = destination.partition(":")
+    words = [process.require("ssh", "openssh-client"), "-o", f"ControlPath={control}"]
+    for option in ("BatchMode=yes", "StrictHostKeyChecking=accept-new", "ConnectTimeout=10", "ServerAliveInterval=5"):
+        words += ["-o", option]
+    return [*words, *options, *(["-p", port] if port else []), host]
+
+
+def explain(name: str, code: int, text: str) -> KitError:
+    """Why ssh, or what it ran, ended with ``code``; ``text`` is what it said."""
+    lines = [line for line in text.strip().splitlines() if line.strip()]
+    if "HOST IDENTIFICATION HAS CHANGED" in text:
+        return KitError(
+            ExitCode.REFUSED,
+            f"{name}: the host key changed: another board, or a new system on it",
+            "if you installed it anew, remove the old key with ssh-keygen -R HOST, then run this again",
+        )
+    if "Permission denied (" in text:
+        return KitError(ExitCode.LINK, f"{name}: the login is refused", "put your key on the board: ssh-copy-id")
+    if "Permission denied" in text or "Operation not permitted" in text:
+        return KitError(ExitCode.LINK, f"{name}: {lines[-1]}", "log in as root, or raise the user's rights")
+    return link_error(f"{name}: {lines[-1] if lines else f'the command ended with {code}'}")
+
+
 class SshRemote:
     """Runs scripts through ``ssh``; one connection is shared by all of them. ``received`` counts the bytes that came.
 
@@ -36,16 +68,9 @@ class SshRemote:
         if prefix is not None:
             self._prefix = list(prefix)
             return
-        if not re.fullmatch(r"([A-Za-z0-9._-]+@)?[A-Za-z0-9][A-Za-z0-9._-]*(:[0-9]+)?", destination):
-            raise KitError(ExitCode.USAGE, f"{destination} is not [USER@]HOST[:PORT]")
+        check_destination(destination)
         self._directory = Path(tempfile.mkdtemp(prefix="npulab-ssh-"))
-        host, _, port = destination.partition(":")
-        shared = [f"ControlPath={self._directory}/%C"]
-        shared += ["BatchMode=yes", "StrictHostKeyChecking=accept-new", "ConnectTimeout=10", "ServerAliveInterval=5"]
-        self._prefix = [process.require("ssh", "openssh-client")]
-        for option in shared:
-            self._prefix += ["-o", option]
-        self._prefix += [*options, *(["-p", port] if port else []), host]
+        self._prefix = arguments(destination, options, f"{self._directory}/%C")
         try:
             self._connect()
         except BaseException:
@@ -88,20 +113,7 @@ class SshRemote:
         return done.stdout
 
     def _explain(self, code: int, text: str) -> KitError:
-        lines = [line for line in text.strip().splitlines() if line.strip()]
-        if "HOST IDENTIFICATION HAS CHANGED" in text:
-            return KitError(
-                ExitCode.REFUSED,
-                f"{self.name}: the host key changed: another board, or a new system on it",
-                "if you installed it anew, remove the old key with ssh-keygen -R HOST, then run this again",
-            )
-        if "Permission denied (" in text:
-            return KitError(
-                ExitCode.LINK, f"{self.name}: the login is refused", "put your key on the board: ssh-copy-id"
-            )
-        if "Permission denied" in text or "Operation not permitted" in text:
-            return KitError(ExitCode.LINK, f"{self.name}: {lines[-1]}", "log in as root, or raise the user's rights")
-        return link_error(f"{self.name}: {lines[-1] if lines else f'the command ended with {code}'}")
+        return explain(self.name, code, text)
 
     def stream(self, script: str) -> Iterator[bytes] | None:
         return self._pieces(script)

@@ -141,5 +141,11 @@ class RedirBus:
     def open(self, path: str) -> RedirLink:
         return RedirLink(self.guest, self.devices()[0])
 
+    def way(self, path: str) -> str:
+        return f"redir:{path}"
+
+    def close(self) -> None:
+        return
+
     def wait(self, seconds: float) -> None:
         self.guest.wait(seconds)
