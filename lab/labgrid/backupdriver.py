@@ -13,6 +13,7 @@ from labgrid.binding import BindingState
 from labgrid.driver.common import Driver
 from labgrid.factory import target_factory
 from labgrid.step import step
+from labgrid.util.proxy import proxymanager
 
 from lab import boards
 from lab.errors import ExitCode, KitError
@@ -24,10 +25,13 @@ from lab.firmware.medium import Transport
 from lab.firmware.store import Store, create, default_root
 from lab.firmware.store.manifest import Manifest
 from lab.firmware.transports.linux import LinuxTransport
-from lab.firmware.transports.select import open_transport
+from lab.firmware.transports.select import far_block, open_transport
 from lab.firmware.transports.ssh import SshRemote
+from lab.labgrid import remotehost
 from lab.output import Output
 
+READERS = ("USBMassStorage", "USBSDMuxDevice", "USBSDWireDevice", "USBSDWire3Device")
+SERIAL_PORTS = ("RawSerialPort", "USBSerialPort", "NetworkSerialPort")
 _text = attr.validators.instance_of(str)
 
 
@@ -36,11 +40,14 @@ _text = attr.validators.instance_of(str)
 class BackupDriver(Driver):
     """Backups of the target's board, and writes that are allowed by them.
 
-    Reads over USB when the board is in a loader, over the `SSHDriver`'s connection when Linux runs.
+    Reads the medium that is in the target's reader or mux, else over USB when the board is in a loader, else over the
+    `SSHDriver`'s connection when Linux runs. Reader and USB may be an exporter's, on another host.
 
     Args:
         board: one of ``npulab board list``
-        via: as in ``--via``, instead of the target's own drivers
+        via: as in ``--via``, instead of the target's own drivers; ``serial`` is the target's serial port, here or at an
+            exporter, with a root shell on it and nobody else who reads it
+        medium: which of the board's media the target's `USBSDMuxDevice` or `USBMassStorage` holds, such as ``sd``
         store: directory of the backups; default the user's
         max_age: days
     """
@@ -50,6 +57,7 @@ class BackupDriver(Driver):
 
     board: str = attr.ib(validator=_text)
     via: str = attr.ib(default="", validator=_text)
+    medium: str = attr.ib(default="", validator=_text)
     store: str = attr.ib(default="", validator=_text)
     max_age: int = attr.ib(default=gate.MAX_AGE_DAYS, validator=attr.validators.instance_of(int))
 
@@ -70,10 +78,39 @@ class BackupDriver(Driver):
         chosen = self.target.env.config.resolve_path(self.store) if self.store and self.target.env else self.store
         return Store(Path(chosen) if chosen else default_root())
 
+    def _reader(self) -> Any:
+        """The reader or mux that has the medium in it now; None when there is none, or the board has the medium."""
+        if not self.medium:
+            return None
+        self.target.update_resources()
+        found = [r for r in self.target.resources if type(r).__name__.removeprefix("Network") in READERS]
+        return next((resource for resource in found if resource.avail and resource.path), None)
+
+    def _serial_way(self) -> str:
+        port = next((r for r in self.target.resources if type(r).__name__ in SERIAL_PORTS), None)
+        if port is None or not port.port:
+            raise KitError(
+                ExitCode.NO_DEVICE,
+                f"{self.board}: no serial port",
+                "has the place been acquired? its exporter serves it",
+            )
+        if not hasattr(port, "host"):
+            return f"serial:{port.port}"
+        host, number = proxymanager.get_host_and_port(port)
+        # the server owns the lines; labgrid's SerialDriver asks for the same
+        kind, option = ("socket", "") if port.protocol == "raw" else ("rfc2217", "?ign_set_control")
+        return f"serial:{kind}://{host}:{number}{option}"
+
     def way(self) -> str:
         """How the board is read now, for messages and commands."""
+        if self.via == "serial":
+            return self._serial_way()
         if self.via:
             return self.via
+        reader = self._reader()
+        if reader is not None:
+            kind = f"block+ssh:{remotehost.name(reader)}," if hasattr(reader, "host") else "block:"
+            return f"{kind}{reader.path},{self.medium}"
         rockusb = self._rockusb()
         if rockusb is not None:
             return str(rockusb.way())
@@ -90,9 +127,14 @@ class BackupDriver(Driver):
     @contextmanager
     def _transport(self) -> Iterator[Transport]:
         board = boards.load(self.board)
-        rockusb = None if self.via else self._rockusb()
-        if self.via:
-            transport = open_transport(self.via, board)
+        reader = None if self.via else self._reader()
+        rockusb = None if self.via or reader is not None else self._rockusb()
+        transport: Transport
+        if reader is not None and hasattr(reader, "host"):
+            there = SshRemote(remotehost.name(reader), prefix=remotehost.command(reader))
+            transport = far_block(board, there, reader.path, self.medium)
+        elif self.via or reader is not None:
+            transport = open_transport(self.way(), board)
         elif rockusb is not None:
             transport = rockusb.transport()
         else:

@@ -114,7 +114,7 @@ def _drivers(board: Board, transport: str, desk: Desk) -> str:
     lines = "      NetworkPowerDriver:\n        delay: 3.0\n      SerialDriver: {}\n"
     # mainline U-Boot's prompt; the state is used only when it is asked for
     lines += "      UBootDriver:\n        prompt: '=> '\n        boot_timeout: 60\n"
-    if transport == "local" and "usb-otg" in board.features:
+    if "usb-otg" in board.features:
         lines += f"      RockusbDriver:\n        board: {board.name}\n"
     lines += f"      BackupDriver:\n        board: {board.name}\n"
     return lines

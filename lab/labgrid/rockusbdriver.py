@@ -18,9 +18,12 @@ from lab.errors import ExitCode, KitError
 from lab.firmware.medium import Transport
 from lab.firmware.rockusb.client import Rockusb
 from lab.firmware.rockusb.link import Bus
-from lab.firmware.transports.select import Loader, open_bus, open_transport
+from lab.firmware.rockusb.remote import RemoteBus
+from lab.firmware.transports.select import Loader, open_bus, over_usb
+from lab.labgrid import remotehost
 
 POLL_SECONDS = 0.25
+NEAR, FAR = "RKUSBLoader", "NetworkRKUSBLoader"
 _text = attr.validators.instance_of(str)
 
 
@@ -31,7 +34,8 @@ class RockusbDriver(Driver):
 
     Args:
         board: one of ``npulab board list``
-        via: as in ``--via``; default ``rockusb``, at the port of the target's `RKUSBLoader` if it has one
+        via: as in ``--via``; default the port of the target's `RKUSBLoader`, on this host or on an exporter's (over
+            labgrid's own ssh connection), or ``rockusb`` when the environment has none
         loader: file to start from mask ROM
         loader_sha256: its hash, when the board file does not list it
     """
@@ -44,26 +48,38 @@ class RockusbDriver(Driver):
     loader: str = attr.ib(default="", validator=_text)
     loader_sha256: str = attr.ib(default="", validator=_text)
 
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        self._far: RemoteBus | None = None
+
+    def on_deactivate(self) -> None:
+        """Let go of the other host."""
+        if self._far is not None:
+            self._far.close()
+            self._far = None
+
     def _resource(self) -> Any:
         """The target's USB loader resource, as it is now; None when the environment has none."""
-        found = [r for r in self.target.resources if type(r).__name__ in ("RKUSBLoader", "NetworkRKUSBLoader")]
-        if not found:
-            return None
-        if type(found[0]).__name__ == "NetworkRKUSBLoader":
+        self.target.update_resources()
+        kinds = [(type(resource).__name__, resource) for resource in self.target.resources]
+        found = [resource for kind, resource in kinds if kind in (NEAR, FAR)]
+        if not found and any(kind == "RemotePlace" for kind, _ in kinds):
             raise KitError(
                 ExitCode.NO_DEVICE,
-                f"{self.board} is on the USB of {found[0].host}, another host",
-                "run the backup or flash on that host, or give the driver a `via`",
+                f"the place of {self.board} has no {NEAR}",
+                "add one to the exporter's file (lab/labgrid/examples/exporter.yaml), or give the driver a `via`",
             )
-        self.target.update_resources()
-        return found[0]
+        return found[0] if found else None
 
     def way(self) -> str:
         """The ``--via`` of this board."""
         if self.via:
             return self.via
         resource = self._resource()
-        return f"rockusb:{resource.path}" if resource is not None and resource.avail else "rockusb"
+        port = str(resource.path) if resource is not None and resource.avail and resource.path else ""
+        if type(resource).__name__ == FAR:
+            return f"rockusb+ssh:{remotehost.name(resource)}" + (f",{port}" if port else "")
+        return f"rockusb:{port}" if port else "rockusb"
 
     def _loader(self) -> Loader:
         path = self.target.env.config.resolve_path(self.loader) if self.loader and self.target.env else self.loader
@@ -72,14 +88,27 @@ class RockusbDriver(Driver):
     def _bus(self) -> tuple[Bus, str | None]:
         kind, _, rest = self.way().partition(":")
         where, _, extra = rest.partition(",")
-        return open_bus(kind, where, extra)
+        if self.via or kind != "rockusb+ssh":
+            return open_bus(kind, where, extra)
+        resource = self._resource()
+        if self._far is None or self._far.destination != where:
+            self.on_deactivate()
+            self._far = RemoteBus(lambda: remotehost.command(resource), where)
+        return self._far, extra or None
+
+    def exported(self) -> bool:
+        """Whether labgrid sees the board on USB, as far as the environment lets it look."""
+        try:
+            resource = self._resource()
+        except KitError:
+            return False
+        return resource is None or bool(resource.avail)
 
     @Driver.check_active
     @step(result=True)
     def mode(self) -> str:
         """``absent``, ``maskrom`` or ``loader``."""
-        resource = None if self.via else self._resource()
-        if resource is not None and not resource.avail:
+        if not self.via and not self.exported():
             return "absent"
         bus, path = self._bus()
         if not [found for found in bus.devices() if path in (None, found.path)]:
@@ -114,7 +143,8 @@ class RockusbDriver(Driver):
 
     def transport(self) -> Transport:
         """An open transport of `lab.firmware`; whoever asks closes it."""
-        return open_transport(self.way(), boards.load(self.board), self._loader())
+        bus, path = self._bus()
+        return over_usb(bus, path, boards.load(self.board), self._loader())
 
     @Driver.check_active
     @step(args=["maskrom"])

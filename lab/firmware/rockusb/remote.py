@@ -319,7 +319,7 @@ class RemoteBus:
     """
 
     def __init__(self, command: Callable[[], Sequence[str]], destination: str) -> None:
-        self._command, self._destination = command, destination
+        self._command, self.destination = command, destination
         self.where = destination.rpartition("@")[2]
         self.name = f"USB of {self.where}"
         self._connection: Connection | None = None
@@ -359,7 +359,7 @@ class RemoteBus:
         return RemoteLink(connection, int.from_bytes(raw[:2], "little"), _found(path, raw[2:]))
 
     def way(self, path: str) -> str:
-        return f"rockusb+ssh:{self._destination},{path}"
+        return f"rockusb+ssh:{self.destination},{path}"
 
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)

@@ -73,10 +73,48 @@ def _addresses(node: str) -> list[int]:
     return [int(found, 16) for found in re.findall(r"@([0-9a-f]{7,9})(?:/|$)", node)]
 
 
-class LinuxMedium:
-    """A block device or an MTD character device on the board."""
+def discover(remote: Remote) -> list[list[str]]:
+    """What `DISCOVER` prints, as rows of fields."""
+    rows = [line.split("|") for line in remote.run(DISCOVER, timeout=90).decode(errors="replace").splitlines()]
+    if not rows or rows[-1][0] != "end":
+        raise link_error(f"{remote.name}: the answer is incomplete", "is there a root shell?")
+    return rows
 
-    def __init__(self, transport: LinuxTransport, info: StorageInfo, device: str, *, write: bool) -> None:
+
+def mount_points(rows: list[list[str]], disk: str, *, read_only: bool = False) -> tuple[str, ...]:
+    """Where file systems of a disk and of its partitions are mounted read-write, or at all."""
+    devices = {row[5] for row in rows if row[0] == "block" and len(row) == 10 and disk in (row[1], row[3] and row[4])}
+    mounts = [row for row in rows if row[0] == "mount" and len(row) > 3]
+    return tuple(row[2] for row in mounts if row[1] in devices and (read_only or "rw" in row[3].split(",")))
+
+
+class Machine(Protocol):
+    """What a medium needs of the Linux that it is in."""
+
+    remote: Remote
+    has_sha256: bool
+    has_python: bool
+
+    def beat(self) -> None:
+        """A sign of life for whatever waits for one."""
+
+    def drop_caches(self, path: str) -> None:
+        """The next read comes from the medium."""
+
+
+def drop_caches(remote: Remote, path: str) -> None:
+    """The next read of a device comes from its medium."""
+    remote.run(
+        'sync; f="$NPULAB_ROOT"/proc/sys/vm/drop_caches; [ ! -w "$f" ] || echo 3 > "$f"; '
+        f"command -v blockdev >/dev/null && [ -b {path} ] && blockdev --flushbufs {path}; true",
+        timeout=120,
+    )
+
+
+class LinuxMedium:
+    """A block device or an MTD character device of a running Linux."""
+
+    def __init__(self, transport: Machine, info: StorageInfo, device: str, *, write: bool) -> None:
         self.info, self._transport, self.device = info, transport, device
         self._remote = transport.remote
         self._path = f'"$NPULAB_ROOT"/dev/{device}'
@@ -206,10 +244,7 @@ class LinuxTransport:
 
     def __init__(self, board: Board, remote: Remote) -> None:
         self.board, self.remote, self.name = board, remote, remote.name
-        rows = [line.split("|") for line in remote.run(DISCOVER, timeout=90).decode(errors="replace").splitlines()]
-        if not rows or rows[-1][0] != "end":
-            raise link_error(f"{self.name}: the board's answer is incomplete", "is there a root shell?")
-        self._rows = rows
+        self._rows = discover(remote)
         self.has_sha256 = bool(self._value("sha256"))
         self.has_python = bool(self._value("python"))
         self._hold: Hold | None = None
@@ -232,7 +267,6 @@ class LinuxTransport:
         return {key: self._value(key) for key in ("release", "cmdline") if self._value(key)}
 
     def _find(self) -> Iterator[StorageInfo]:
-        mounts = [row for row in self._rows if row[0] == "mount" and "rw" in row[3].split(",")]
         blocks = [row for row in self._rows if row[0] == "block" and len(row) == 10]
         for row in self._rows:
             if row[0] == "mtd" and len(row) == 7 and row[4] == "nor":
@@ -244,7 +278,7 @@ class LinuxTransport:
                         storage.name, "spi-nor", int(row[2]), int(row[3]), storage.controller, detail=detail
                     )
         for row in blocks:
-            _, name, sectors, part, _, device, node, kind, *_ = row
+            _, name, sectors, part, _, _, node, kind, *_ = row
             storage = self._storage(node)
             if part or not storage or not int(sectors or 0) or (kind == "SD") != (storage.kind == "sd"):
                 continue
@@ -252,8 +286,7 @@ class LinuxTransport:
                 continue
             hardware = re.search(r"(boot[01])$", name) if storage.kind == "emmc" else None
             full = f"{storage.name}.{hardware[1]}" if hardware else storage.name
-            devices = {device, *(r[5] for r in blocks if r[3] and r[4] == name)}
-            mounted = tuple(r[2] for r in mounts if r[1] in devices)
+            mounted = mount_points(self._rows, name)
             self._devices[full] = name
             yield StorageInfo(full, storage.kind, int(sectors) * 512, 512, storage.controller, mounted=mounted)
 
@@ -321,12 +354,7 @@ class LinuxTransport:
             self._hold.beat()
 
     def drop_caches(self, path: str) -> None:
-        """The next read comes from the medium."""
-        self.remote.run(
-            'sync; f="$NPULAB_ROOT"/proc/sys/vm/drop_caches; [ ! -w "$f" ] || echo 3 > "$f"; '
-            f"command -v blockdev >/dev/null && [ -b {path} ] && blockdev --flushbufs {path}; true",
-            timeout=120,
-        )
+        drop_caches(self.remote, path)
 
     def reset(self) -> None:
         with contextlib.suppress(KitError):  # the answer may be lost with the connection

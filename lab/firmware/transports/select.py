@@ -3,6 +3,7 @@
 
 file:DIR                    a board directory (drills, stand-in)
 block:PATH[,STORAGE]        a medium in a reader of this host, or an image file
+block+ssh:[USER@]HOST[:PORT],PATH[,STORAGE]  a medium in a reader of another host
 ssh:[USER@]HOST[:PORT]      a running Linux
 virt[:NAME]                 a virtual board that runs in the background (npulab virt up)
 serial:PORT                 a root shell on the console (a device, or a URL of pyserial)
@@ -28,15 +29,15 @@ from lab.firmware.standin.engine import PERSONALITIES, Engine
 from lab.firmware.standin.inprocess import EngineBus
 from lab.firmware.standin.socketbus import SocketBus
 from lab.firmware.transports.block import BlockTransport, DrillTransport
+from lab.firmware.transports.farblock import FarBlockTransport
 from lab.firmware.transports.linux import LinuxTransport
 from lab.firmware.transports.rockusb import RockusbTransport
 from lab.firmware.transports.serial import SerialRemote, open_port
 from lab.firmware.transports.ssh import SshRemote, arguments, check_destination
-from lab.virt.background import find_board
 
 FORMS = (
     "file:DIR, block:PATH[,STORAGE], ssh:[USER@]HOST[:PORT], virt[:NAME], serial:PORT, rockusb[:BUS-PORT], "
-    "rockusb+ssh:[USER@]HOST[:PORT][,BUS-PORT]"
+    "rockusb+ssh:[USER@]HOST[:PORT][,BUS-PORT], block+ssh:[USER@]HOST[:PORT],PATH[,STORAGE]"
 )
 USB_WAYS = ("rockusb", "rockusb+ssh", "rockusb+unix", "standin")
 
@@ -56,6 +57,8 @@ def open_transport(via: str, board: Board, loader: Loader | None = None) -> Tran
     if kind in USB_WAYS:
         return _rockusb(kind, where, extra, board, loader or Loader())
     if kind == "virt":
+        from lab.virt.background import find_board  # much comes with it
+
         running = find_board(where or None)
         return _linux(board, SshRemote(f"root@127.0.0.1:{running.ssh_port}", running.ssh_options))
     if not where:
@@ -65,6 +68,9 @@ def open_transport(via: str, board: Board, loader: Loader | None = None) -> Tran
     if kind == "block":
         storage = board.storage_named(extra or _only_removable(board))
         return BlockTransport(Path(where), storage.name, storage.kind)
+    if kind == "block+ssh":
+        path, _, name = extra.partition(",")
+        return far_block(board, SshRemote(where), path, name)
     if kind == "ssh":
         return _linux(board, SshRemote(where))
     if kind == "serial":
@@ -75,6 +81,16 @@ def open_transport(via: str, board: Board, loader: Loader | None = None) -> Tran
 def _linux(board: Board, remote: SshRemote) -> LinuxTransport:
     try:
         return LinuxTransport(board, remote)
+    except BaseException:
+        remote.close()
+        raise
+
+
+def far_block(board: Board, remote: SshRemote, path: str, name: str = "") -> FarBlockTransport:
+    """The medium ``name`` of the board in a reader of the host behind ``remote``."""
+    try:
+        storage = board.storage_named(name or _only_removable(board))
+        return FarBlockTransport(remote, path, storage.name, storage.kind)
     except BaseException:
         remote.close()
         raise

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -19,6 +21,7 @@ from lab.errors import ExitCode, KitError
 from lab.firmware import regions
 from lab.firmware.store import Store, check, create, reader
 from lab.firmware.transports import linux, quiesce, serial, sparse, ssh
+from lab.firmware.transports.farblock import FarBlockTransport
 from lab.firmware.transports.linux import LinuxTransport
 
 BackUp = Callable[..., create.Result]
@@ -334,6 +337,55 @@ def test_silence_ends(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
     assert time.monotonic() - started < 5
 
 
+def test_a_medium_in_another_hosts_reader(
+    target: Target, board: boards.Board, store: Store, meter: object, tmp_path: Path
+) -> None:
+    """As `block:` on this host: backup, restore, identity; not while it is mounted there."""
+    (target.root / "sys/class/block/mmcblk0/device/wwid").write_text("t10.CARD 0001\n")
+    open_it = functools.partial(FarBlockTransport, storage="sd", kind="sd")
+    transport = open_it(local(target), "/dev/mmcblk0")
+    assert transport.name == "block+ssh:here,/dev/mmcblk0" and transport.storages()[0].mounted == ("/",)
+    assert transport.identify()["disk-serial:sd"] == "t10.card 0001"
+    with pytest.raises(KitError, match="mounted at /") as caught:
+        transport.open("sd", write=True)
+    assert caught.value.code is ExitCode.REFUSED
+    (target.root / "proc/self/mountinfo").write_text("")
+    transport = open_it(local(target), "/dev/mmcblk0")
+    made = create.create(store, board, transport, regions.make(board, transport), meter)  # type: ignore[arg-type]
+    assert made.manifest.verified and not any("mmcblk" in value for value in made.manifest.identity.values())
+    image = (target.media / "emmc.img").read_bytes()
+    reader.extract(store, made.manifest, "sd", tmp_path / "out.img")
+    assert (tmp_path / "out.img").read_bytes() == image
+    medium = transport.open("sd", write=True)
+    data = os.urandom(70_000 // 512 * 512)
+    medium.write(1 << 20, data)
+    medium.reopen()
+    assert medium.read(1 << 20, len(data)) == data == (target.media / "emmc.img").read_bytes()[1 << 20 :][: len(data)]
+    for path, words in (("/dev/mmcblk7", "is not there"), ("/dev/x;reboot", "not a path"), ("sda", "not a path")):
+        with pytest.raises(KitError, match=words):
+            open_it(local(target), path)
+    transport.has_python = False
+    with pytest.raises(KitError, match="no python3 there"):
+        transport.open("sd", write=True)
+
+
+def test_a_reader_that_is_in_use_is_not_written(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other host's kernel says so, whatever holds it."""
+    (target.root / "proc/self/mountinfo").write_text("")
+    remote = local(target)
+    transport = FarBlockTransport(remote, "/dev/mmcblk0", "sd", "sd")
+    run = remote.run
+
+    def busy(script: str, *rest: bytes, timeout: float = 30) -> bytes:
+        said = b"OSError: [Errno 16] Device or resource busy: '/dev/mmcblk0'\n"
+        return said if "O_EXCL" in script else run(script, *rest, timeout=timeout)
+
+    monkeypatch.setattr(remote, "run", busy)
+    with pytest.raises(KitError, match="is in use") as caught:
+        transport.open("sd", write=True)
+    assert caught.value.code is ExitCode.REFUSED
+
+
 class Console:
     """A shell on a pseudo terminal behind the interface of a serial port, with noise when asked for."""
 
@@ -346,8 +398,6 @@ class Console:
         self.damage = 0
 
     def read(self, size: int) -> bytes:
-        import select
-
         if not select.select([self.master], [], [], 0.2)[0]:
             return b""
         data = os.read(self.master, size)
@@ -395,6 +445,43 @@ def test_backup_over_a_console(
     data = os.urandom(20_480)
     medium.write(1 << 20, data)
     assert (target.media / "emmc.img").read_bytes()[1 << 20 : (1 << 20) + len(data)] == data
+
+
+@pytest.mark.parametrize("kind", ["socket", "rfc2217"])
+def test_a_console_of_another_host(target: Target, board: boards.Board, console: Console, kind: str) -> None:
+    """What an exporter's serial server speaks, at its URL."""
+    import serial as pyserial
+    from serial.rfc2217 import PortManager
+
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        lines = PortManager(pyserial.serial_for_url("loop://"), connection.makefile("wb", buffering=0))
+        while True:
+            ready = select.select([connection, console.master], [], [])[0]
+            if connection in ready:
+                data = connection.recv(65536)
+                if not data:
+                    return
+                console.write(b"".join(lines.filter(data)) if kind == "rfc2217" else data)
+            if console.master in ready:
+                data = os.read(console.master, 65536)
+                connection.sendall(b"".join(lines.escape(data)) if kind == "rfc2217" else data)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    option = "?ign_set_control" if kind == "rfc2217" else ""
+    url = f"{kind}://127.0.0.1:{listener.getsockname()[1]}{option}"
+    remote = serial.SerialRemote(serial.open_port(url, 1_500_000), f"serial:{url}")
+    remote.root = str(target.root)
+    transport = LinuxTransport(board, remote)
+    spi = (target.media / "spi.img").read_bytes()
+    assert transport.open("spi").read(3000, 40_000) == spi[3000:43_000]
+    transport.close()
+    thread.join(10)
+    listener.close()
+    assert not thread.is_alive()
 
 
 def test_dead_console(monkeypatch: pytest.MonkeyPatch) -> None:
