@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The stand-in in a USB port of a virtual board, as the kernel, udev, rkdeveloptool, labgrid and our client see it."""
+"""The stand-in in a USB port of a virtual board, as the kernel, udev, rkdeveloptool, labgrid and our client see it.
+
+On the virtual board itself, and from here, where it is the host of an exporter that is reached by ssh.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ import json
 import os
 import select
 import subprocess
+import sys
 import tarfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,13 +26,16 @@ from lab import boards, cli
 from lab.assemble import usbtools
 from lab.cache import Cache
 from lab.commands.virt import ssh_command
-from lab.errors import ExitCode
+from lab.errors import ExitCode, KitError
 from lab.firmware.rockusb import loaderfile
+from lab.firmware.rockusb.client import Rockusb, Timeouts
+from lab.firmware.rockusb.remote import RemoteBus
 from lab.firmware.rockusb.usb import UDEV_FILE, UDEV_RULE
 from lab.firmware.standin import faults
 from lab.firmware.standin.engine import Engine
 from lab.firmware.standin.media import make_board
 from lab.firmware.standin.usbport import UsbPorts
+from lab.firmware.transports.rockusb import RockusbTransport
 from lab.output import Output
 from lab.virt.background import find_board
 
@@ -35,12 +43,13 @@ NAME = "usb-test"
 TREE = "rk3588-rock-5-itx-plus"
 SIZES = {"spi": 256 << 10, "emmc": 2 << 20, "sd": 0, "emmc.boot0": 0, "emmc.boot1": 0}
 KIT = "/opt/kit"
+PLACE = str(Path(__file__).parent / "place_client.py")
 SCRIPT = Path(__file__).parent / "guest" / "usb_host.py"
 LISTED = "grep -l 350b /sys/bus/usb/devices/*/idProduct"
 USER = "1000"
 LEFT_OUT = ("lab/virt/qemu", "lab/assemble", "lab/audit", "lab/commands", "lab/kernel", "lab/report")
 """Parts of the kit that its firmware code does not import."""
-ANSWER_SECONDS = 120.0
+ANSWER_SECONDS = 240.0
 
 
 def archive_of_the_kit() -> bytes:
@@ -112,6 +121,28 @@ class Host:
         cli.main(["virt", "--quiet", "down", NAME])
         if self.agent is not None:
             self.agent.communicate(timeout=30)
+
+    def named_ssh(self) -> str:
+        """A directory with an ``ssh`` that knows this virtual board by its name, for the search path."""
+        folder = self.root / "bin"
+        if not folder.exists():
+            folder.mkdir()
+            board = find_board(NAME)
+            lines = [f"Host {NAME}", "HostName 127.0.0.1", f"Port {board.ssh_port}", "User root", "LogLevel ERROR"]
+            lines += [f"IdentityFile {board.ssh_key}", "IdentitiesOnly yes", f"UserKnownHostsFile {folder}/known"]
+            (folder / "config").write_text("\n".join(lines) + "\n")
+            (folder / "ssh").write_text(f'#!/bin/sh\nexec {self.ssh[0]} -F {folder}/config "$@"\n')
+            (folder / "ssh").chmod(0o755)
+            subprocess.run([folder / "ssh", "-o", "StrictHostKeyChecking=accept-new", NAME, "true"], check=True)
+        return f"{folder}:{os.environ['PATH']}"
+
+    def far(self) -> RemoteBus:
+        """This virtual board's USB, from here."""
+        return RemoteBus(lambda: self.ssh, NAME)
+
+    def agents(self) -> int:
+        """How many of the kit's programs run on the virtual board."""
+        return int(self.shell("grep -l '[n]pulab-usb' /proc/[0-9]*/cmdline 2> /dev/null | wc -l"))
 
     def put(self, path: str, data: bytes) -> None:
         self.shell(f"cat > {path}", data=data)
@@ -259,6 +290,94 @@ def test_a_silent_device_is_given_up(host: Host) -> None:
     host.engine.options.faults = [faults.Fault("hang", "read", after=8)]
     lost = host.kit("read_impatiently", "emmc", str(SIZES["emmc"]))
     assert lost["code"] == ExitCode.LINK and lost["seconds"] < 60
+
+
+def test_from_another_host(host: Host, loader: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mask ROM, a loader, a second life on the bus, a backup, damage, its repair: by the kit's commands, over ssh."""
+    host.plug("maskrom")
+    monkeypatch.setenv("PATH", host.named_ssh())
+    (tmp_path / "loader.bin").write_bytes(loader)
+    way, store = f"rockusb+ssh:{NAME},3-1", ["--store", str(tmp_path / "store")]
+    words = ["--board", host.board.name, "--via", way]
+    start = ["--usb-loader", str(tmp_path / "loader.bin"), "--usb-loader-sha256", hashlib.sha256(loader).hexdigest()]
+    assert cli.main(["board", "--json", "probe", *words, *store]) == 0
+    assert host.engine.mode == "maskrom", "it was looked at only"
+    before = host.image()
+    assert cli.main(["backup", "--quiet", "create", *words, *start, *store]) == 0
+    assert host.engine.mode == "usbplug"
+    with (host.root / "board" / "emmc.img").open("r+b") as medium:
+        medium.seek(1 << 20)
+        medium.write(os.urandom(100 << 10))
+    assert cli.main(["backup", "--quiet", "verify", "latest", "--via", way, *store]) == ExitCode.MISMATCH
+    assert cli.main(["backup", "--quiet", "restore", "latest", "--via", way, "--yes", *store]) == 0
+    assert host.image() == before
+    assert host.agents() == 0
+
+
+def test_from_another_host_with_faults(host: Host) -> None:
+    """A device that leaves and comes back, one that hangs, a connection that is lost: in time, and nothing is left."""
+    image, bus = host.image(), host.far()
+    transport = RockusbTransport(host.board, Rockusb(bus, timeouts=Timeouts(2.0, 2.0)))
+    try:
+        medium = transport.open("emmc")
+        assert medium.read(0, len(image)) == image
+        for kind in ("disconnect", "move"):
+            host.engine.options.faults = [faults.Fault(kind, "read", after=3)]
+            assert medium.read(0, len(image)) == image, kind
+        connection = bus._connection
+        assert connection is not None
+        connection._child.kill()
+        assert medium.read(0, len(image)) == image, "over a second connection"
+        assert host.agents() == 1, "the first one's program has ended"
+        host.engine.options.faults = [faults.Fault("hang", "read", after=3)]
+        started = time.monotonic()
+        with pytest.raises(KitError) as caught:
+            medium.read(0, len(image))
+        assert caught.value.code is ExitCode.LINK and time.monotonic() - started < 60
+    finally:
+        transport.close()
+    assert host.agents() == 0
+
+
+def test_killed_here_nothing_stays_there(host: Host) -> None:
+    """The program on the other host ends and frees the device, even while a transfer waits for a silent one."""
+    host.engine.options.faults = [faults.Fault("hang", "query")]
+    lines = [
+        "from lab.firmware.rockusb.client import Rockusb, Timeouts",
+        "from lab.firmware.rockusb.remote import RemoteBus",
+        f"device = Rockusb(RemoteBus(lambda: {host.ssh!r}, 'x'), timeouts=Timeouts(20.0, 20.0))",
+        "print('open', flush=True)",
+        "device.ready()",
+    ]
+    child = subprocess.Popen([sys.executable, "-c", "\n".join(lines)], stdout=subprocess.PIPE)
+    assert child.stdout is not None and child.stdout.readline() == b"open\n"
+    time.sleep(0.5)
+    assert host.agents() == 1
+    child.kill()
+    child.communicate()
+    host.shell("for i in $(seq 50); do grep -q '[n]pulab-usb' /proc/[0-9]*/cmdline || exit 0; sleep 0.1; done; exit 1")
+    host.plug("loader")
+    assert host.kit("find")["ready"]
+
+
+def test_a_place_on_another_host(host: Host, loader: bytes, tmp_path: Path) -> None:
+    """labgrid's coordinator and exporter here; the board is on the USB of the virtual board, which they name."""
+    host.plug("maskrom")
+    (tmp_path / "loader.bin").write_bytes(loader)
+    resource = {"host": NAME, "busnum": 3, "devnum": 1, "path": "3-1", "vendor_id": 0x2207, "model_id": 0x350B}
+    (tmp_path / "exporter.yaml").write_text(json.dumps({"usb": {"NetworkRKUSBLoader": resource}}))
+    environment = {**os.environ, "PATH": host.named_ssh(), "PYTHONPATH": str(Path(lab.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, PLACE, tmp_path, hashlib.sha256(loader).hexdigest()],
+        env=environment, capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    way = f"rockusb+ssh:{NAME},3-1"
+    assert told["modes"] == ["maskrom", "loader"] and told["way"] == way
+    assert told["command"] == f"npulab backup create --board {host.board.name} --via {way}"
+    assert told["verified"] and told["fresh"] == told["id"]
+    assert host.agents() == 0
 
 
 def test_labgrid_finds_and_writes_it(host: Host, loader: bytes) -> None:

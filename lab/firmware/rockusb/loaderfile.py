@@ -84,7 +84,7 @@ def parse(path: Path, known: dict[str, str], stated: str | None = None) -> Loade
         raise refuse(
             path,
             f"the board file does not list a loader with SHA-256 {digest}",
-            "compare the hash with its publisher's, then state it with --loader-sha256",
+            "compare the hash with its publisher's, then state it with --usb-loader-sha256",
         )
     return decode(raw, path, digest)
 

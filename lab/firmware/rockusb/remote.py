@@ -154,7 +154,7 @@ class Connection:
             raise self._lost(f"it garbles what it sends ({error})") from error
 
     def _lost(self, what: str) -> LinkLost:
-        lines = self._complaints().strip().splitlines()
+        lines = [line for line in self._complaints().splitlines() if line.strip() and "Permanently added" not in line]
         self.close()
         return LinkLost(f"the connection to {self.where} is lost: {lines[-1] if lines else what}")
 
@@ -183,21 +183,27 @@ class Connection:
             self._unsent += request.frame(self._number, flags)
         self._flush()
 
-    def answer(self, timeout: float) -> tuple[int, bytes]:
+    @property
+    def pending(self) -> bool:
+        """Whether answers are due."""
+        return self._number != self._expected
+
+    def answer(self, timeout: float, grace: float | None = None) -> tuple[int, bytes]:
         """The next answer: 0 or an errno, and data. LinkLost when none comes in time, or the connection ends."""
-        end = time.monotonic() + timeout + GRACE_SECONDS
+        grace = GRACE_SECONDS if grace is None else grace
+        end = time.monotonic() + timeout + grace
         while not self._answers:
             if not self.alive:
                 raise LinkLost(f"the connection to {self.where} is closed")
             try:
                 data = self._move(end)
             except TimeoutError:
-                raise self._lost(f"no answer within {timeout + GRACE_SECONDS:.0f} s") from None
+                raise self._lost(f"no answer within {timeout + grace:.0f} s") from None
             except EOFError:
                 raise self._lost("it ended") from None
             self._take(data)
             if data:
-                end = max(end, time.monotonic() + GRACE_SECONDS)
+                end = max(end, time.monotonic() + grace)
         (number, code, _), data = self._answers.popleft()
         self._expected = self._expected % 0xFFFFFFFF + 1
         if number != self._expected:
@@ -257,9 +263,12 @@ class RemoteLink:
         self._call(Request(agent.CLEAR, self._number))
 
     def close(self) -> None:
-        if self._connection.alive:
-            with contextlib.suppress(LinkError, KitError):
-                self._call(Request(agent.CLOSE, self._number, CLOSE_SECONDS))
+        """In order, when that is quick; else the connection goes, which frees the device too."""
+        with contextlib.suppress(LinkLost):
+            while self._connection.pending:
+                self._connection.answer(0.0, CLOSE_SECONDS)
+            self._connection.ask(Request(agent.CLOSE, self._number))
+            self._connection.answer(0.0, CLOSE_SECONDS)
 
     def _request(self, step: Send | Receive, timeout: float) -> Request:
         if isinstance(step, Send):

@@ -154,7 +154,7 @@ class RockusbTransport:
             raise KitError(
                 ExitCode.NO_DEVICE,
                 f"{self.name} is in mask ROM: it reads nothing until a loader runs",
-                "give one with --loader FILE --loader-sha256 HASH (the board vendor's rk3588_spl_loader)",
+                "give one with --usb-loader FILE --usb-loader-sha256 HASH (the board vendor's rk3588_spl_loader)",
             )
         self._capability = device.capability()
         self._selected: int | None = None

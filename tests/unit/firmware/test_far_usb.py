@@ -422,6 +422,19 @@ def remote_command(tag: int, op: int) -> bytes:
     return protocol.encode(op, tag)
 
 
+def test_an_interrupt_does_not_wait_for_a_silent_device(far: Far) -> None:
+    """Whoever stops in the middle of a transfer closes at once, and the device is free."""
+    far.engine.options.faults = [faults.Fault("slow", "query", times=0)]
+    far.engine.options.slow_seconds = 30.0
+    far.engine.delay = time.sleep
+    link = far.bus.open("1-1")
+    link.send(remote_command(1, 0x00), 60.0)
+    started = time.monotonic()
+    link.close()
+    assert time.monotonic() - started < 8 and not Path(f"/proc/{far.pid}").exists()
+    far.engine.options.faults = []
+
+
 def test_maskrom_and_a_loader(tmp_path: Path, drill: Path, folder: Path, board: boards.Board) -> None:
     import hashlib
 

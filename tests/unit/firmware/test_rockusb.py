@@ -118,7 +118,7 @@ def test_maskrom_needs_a_loader(drill: Path, board: boards.Board, tmp_path: Path
     engine = Engine(drill, "maskrom")
     with pytest.raises(KitError) as caught:
         transport(engine, board)
-    assert caught.value.code == ExitCode.NO_DEVICE and "--loader" in caught.value.hint
+    assert caught.value.code == ExitCode.NO_DEVICE and "--usb-loader FILE" in caught.value.hint
     path = tmp_path / "loader.bin"
     path.write_bytes(loaderfile.build(os.urandom(5000), os.urandom(4096 * 3 - 2)))
     loader = loaderfile.parse(path, {}, hashlib.sha256(path.read_bytes()).hexdigest())
