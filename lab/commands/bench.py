@@ -26,6 +26,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cuts", type=int, default=500, metavar="N", help="random power cuts of the virtual board")
     parser.add_argument(
+        "--state", type=Path, metavar="DIR", help="keep what cuts of the virtual board came to, and go on from there"
+    )
+    parser.add_argument(
         "--kernel", choices=("fast", "distro"), default="fast", help="trimmed mainline, or Debian's own"
     )
 
@@ -54,7 +57,8 @@ def _measure(args: argparse.Namespace, results: Path, out: Output) -> list[Figur
             if part not in firmware.PARTS:
                 hint = f"one of {', '.join(firmware.PARTS)}"
                 raise KitError(ExitCode.USAGE, f"the figures of firmware have no part {part}", hint)
-        return firmware.measure(out, quick=args.quick, parts=args.part, cuts=args.cuts)
+        board = firmware.BoardOptions(cuts=args.cuts, state=(args.state or results).absolute())
+        return firmware.measure(out, quick=args.quick, parts=args.part, board=board)
     if args.area == "kernel":
         from lab.kernel import figures as kernel
 

@@ -1,298 +1,298 @@
 # SPDX-License-Identifier: MIT
-"""Power cuts on the virtual board: its own drivers write a real file system's way, and QEMU dies at a chosen write.
+"""Power cuts on the virtual board, one at a time: its own drivers write, and QEMU dies at a chosen access of its eMMC.
 
-The board's eMMC is a file; a small library preloaded into QEMU counts the reads and writes of that file and ends QEMU
-at the n-th, a write half done (powercut.c). What the guest still had in its caches is lost, as when the plug is pulled.
-Then the board boots again from what is on the chip and the run is resumed, or rolled back.
+Then the board boots again with what is on the chip, and the run is resumed or rolled back there.
+`lab.firmware.campaign` has all cuts of a sweep run, on several boards at a time.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import mmap
 import os
 import random
 import shutil
-import struct
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
-from lab import boards, process
-from lab.cache import Cache, digest, file_digest
+from lab import boards
 from lab.errors import ExitCode, KitError
 from lab.firmware import regions
+from lab.firmware.cutboard import CutBoard
 from lab.firmware.flash import bmap, session
 from lab.firmware.flash.session import Session, Wish
 from lab.firmware.store import Store, check, create
-from lab.firmware.sweep import PHASES, Cutter, PowerCut, Quiet, Sweep, cut_at
+from lab.firmware.sweep import Cutter, PowerCut, Quiet, cut_at
 from lab.firmware.transports.linux import LinuxTransport
-from lab.firmware.transports.ssh import SshRemote
-from lab.output import Meter, Output
+from lab.output import Output
 from lab.virt import chips
-from lab.virt.background import ssh_options, wait_for_ssh
-from lab.virt.board import BoardConfig, VirtualBoard
+from lab.virt.board import BoardConfig
 from lab.virt.select import board_config, find_artifacts
 
 BOARD, DTB = "rock-5-itx", "rk3588-rock-5-itx"
-SOURCE = Path(__file__).with_name("powercut.c")
 EMMC_SIZE = 32 << 20
-BOOT_SECONDS = 120.0
 PAYLOAD = 17 << 20
 """Where on the eMMC's user area the images differ: past the loader's region."""
+TRIES = 3
+"""How often a case begins anew when this machine, not the cut, got in its way."""
+
+KINDS = {
+    "flash-resume": ("flash, the board's power at a write", "flash run again"),
+    "flash-rollback": ("flash, the board's power at a write", "flash rollback"),
+    "rollback": ("rollback, the board's power at a write", "flash rollback again"),
+    "backup-board": ("backup, the board's power at a read", "backup create again"),
+    "backup-host": ("backup, the host's power at a change of the store", "backup create again"),
+}
+"""What is cut, and the command that follows."""
 
 
-def build_library(cache: Cache | None = None) -> Path:
-    """The library; compiled once per content."""
-    compiler = process.require("gcc", "gcc")
+@dataclass(frozen=True)
+class Form:
+    """A sweep: ``pieces`` (offset on the user area, length) is what the new image changes, whole sectors.
 
-    def make(directory: Path) -> None:
-        flags = ["-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-Werror"]
-        command: list[str | Path] = [compiler, *flags, "-o", directory / "powercut.so", SOURCE]
-        process.run(command, stage="compiling the power cut", log=directory / "log")
+    ``cuts`` random writes are cut, or without a number every write. Backups are cut at every change of the store (or a
+    tenth of ``cuts``), and at a tenth as many reads of the board.
+    """
 
-    return (cache or Cache()).entry("powercut", digest(file_digest(SOURCE)), make) / "powercut.so"
-
-
-class CutPage:
-    """The numbers that the library and we share."""
-
-    def __init__(self, path: Path) -> None:
-        path.write_bytes(bytes(32))
-        with path.open("r+b") as stream:
-            self._map = mmap.mmap(stream.fileno(), 32)
-
-    def count(self, which: str) -> int:
-        """Reads or writes so far."""
-        found: int = struct.unpack_from("<Q", self._map, 0 if which == "write" else 16)[0]
-        return found
-
-    def set(self, which: str, ahead: int | None) -> None:
-        """Cut at the ``ahead``-th access from now (1 is the next); None: not at all."""
-        number = 0 if ahead is None else self.count(which) + ahead
-        struct.pack_into("<Q", self._map, 8 if which == "write" else 24, number)
-
-    def close(self) -> None:
-        """Let go of the page."""
-        self._map.close()
+    name: str
+    pieces: tuple[tuple[int, int], ...]
+    cuts: int | None = None
+    seed: int = 3588
 
 
-class CutBoard:
-    """A virtual board that can be cut off. ``image`` is its eMMC."""
-
-    def __init__(self, root: Path, config: BoardConfig, image: Path) -> None:
-        self.image, self.root = image, root
-        self.page = CutPage(root / "page")
-        wrapper = root / "qemu"
-        wrapper.write_text(
-            f"#!/bin/sh\nLD_PRELOAD={build_library()} NPULAB_CUT_FILE={image} NPULAB_CUT_PAGE={root / 'page'} "
-            f'exec {config.qemu} "$@"\n'
-        )
-        wrapper.chmod(0o700)
-        self._config = dataclasses.replace(config, qemu=wrapper, emmc=image, model=())
-        self._board: VirtualBoard | None = None
-        self._transport: LinuxTransport | None = None
-        self.boots = 0
-
-    def power_on(self) -> None:
-        """Boot, until its ssh server greets."""
-        self.power_off()
-        self.boots += 1
-        results = self.root / "logs"
-        shutil.rmtree(results, ignore_errors=True)
-        results.mkdir()
-        self._board = board = VirtualBoard(self._config, results)
-        board.start()
-        board.power_on()
-        deadline = time.monotonic() + BOOT_SECONDS
-        while not wait_for_ssh(board.ssh_port, 0.1):
-            board.read(0.2)
-            if time.monotonic() >= deadline:
-                raise KitError(ExitCode.INFRASTRUCTURE, f"the virtual board did not boot in {BOOT_SECONDS:.0f} s")
-
-    def power_off(self) -> None:
-        """End what is left of it."""
-        if self._transport is not None:
-            self._transport.close()
-            self._transport = None
-        if self._board is not None:
-            self._board.stop()
-            self._board = None
-
-    def reach(self, board: boards.Board) -> LinuxTransport:
-        """A transport to it, one per boot."""
-        if self._transport is None:
-            assert self._board is not None and self._config.ssh_key is not None
-            remote = SshRemote(f"root@127.0.0.1:{self._board.ssh_port}", ssh_options(self._config.ssh_key))
-            self._transport = LinuxTransport(board, remote)
-        return self._transport
-
-    def close(self) -> None:
-        """Nothing stays."""
-        self.power_off()
-        self.page.close()
+SMALL = Form("every write of a small image", ((PAYLOAD, 8192),))
+LARGE = Form("random writes of a large image", ((PAYLOAD, 512 << 10), (PAYLOAD + (3 << 20), 512 << 10)), 500)
 
 
-class _Lab:
-    """A running board, its verified backup, and the plan of an image that differs in ``changed`` bytes."""
+@dataclass(frozen=True)
+class Case:
+    """A cut: ``kind`` of `KINDS`, at the access of that ``number``."""
 
-    def __init__(self, root: Path, config: BoardConfig, changed: int) -> None:
-        self.board, self.store = boards.load(BOARD), Store(root / "store")
-        draw = random.Random(3588)
+    kind: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a case: ``problem`` is empty when nothing was lost. ``repeats``: times that it began anew."""
+
+    case: Case
+    problem: str
+    boots: int
+    operations: int
+    seconds: float
+    repeats: int = 0
+
+
+class CutLab:
+    """A running board, its verified backup, and the plan of an image that differs in the form's pieces.
+
+    Between cases the chip holds the old image, or the new one of ``flashed``.
+    """
+
+    def __init__(self, root: Path, config: BoardConfig, form: Form) -> None:
+        self.root, self.board, self.store = root, boards.load(BOARD), Store(root / "store")
+        draw, user = random.Random(form.seed), 2 * chips.EMMC_BOOT_SIZE
         image = root / "emmc.img"
         with image.open("wb") as stream:
-            for at in (0, 2 * chips.EMMC_BOOT_SIZE + PAYLOAD):
+            for at, length in ((0, 1 << 16), *((user + at, max(length, 1 << 16)) for at, length in form.pieces)):
                 stream.seek(at)
-                stream.write(draw.randbytes(max(changed, 1 << 16)))
+                stream.write(draw.randbytes(length))
             stream.truncate(EMMC_SIZE)
         self.old = image.read_bytes()
-        content, at = draw.randbytes(changed), 2 * chips.EMMC_BOOT_SIZE + PAYLOAD
-        self.new = self.old[:at] + content + self.old[at + changed :]
+        new = bytearray(self.old)
         target, ranges = root / "new.img", root / "new.img.bmap"
         with target.open("wb") as stream:  # holes but for what changes: the block map has that alone
-            stream.seek(PAYLOAD)
-            stream.write(content)
-            stream.truncate(EMMC_SIZE - 2 * chips.EMMC_BOOT_SIZE)
+            for at, length in form.pieces:
+                content = draw.randbytes(length)
+                new[user + at : user + at + length] = content
+                stream.seek(at)
+                stream.write(content)
+            stream.truncate(EMMC_SIZE - user)
+        self.new = bytes(new)
         ranges.write_bytes(bmap.make(target))
-        self.device = CutBoard(root, config, image)
-        self.device.power_on()
-        transport = self.device.reach(self.board)
-        self.regions = regions.make(self.board, transport, ["emmc"])
-        create.create(self.store, self.board, transport, self.regions, Quiet())
-        wish = Wish("emmc", target, ranges)
-        self.plan = session.prepare(self.store, self.board, transport, wish, Quiet(), "")
+        self.operations = 0
+        self.flashed: Session | None = None
         self._number = 0
+        self.device = CutBoard(root, config, image)
+        try:
+            self.device.power_on()
+            transport = self.reach()
+            self.regions = regions.make(self.board, transport, ["emmc"])
+            create.create(self.store, self.board, transport, self.regions, Quiet())
+            wish = Wish("emmc", target, ranges)
+            self.plan = session.prepare(self.store, self.board, transport, wish, Quiet(), "")
+        except BaseException:
+            self.close()
+            raise
 
-    def fresh(self) -> Session:
-        """The same plan as a new run, on a board that holds the old content."""
+    def close(self) -> None:
+        """Switch the board off."""
+        self.device.close()
+
+    def reach(self) -> LinuxTransport:
+        """A transport to the running board."""
+        return self.device.reach(self.board)
+
+    def _fresh(self) -> Session:
+        """The same plan as a new run."""
         self._number += 1
         made = Session(self.store, dataclasses.replace(self.plan, id=f"{self.plan.id}-{self._number}"))
         made.save()
         return made
 
-    def steps(self, action: Callable[[], object]) -> int:
-        """Writes to the chip that an action makes."""
-        before = self.device.page.count("write")
-        action()
-        return self.device.page.count("write") - before
+    def _run(self, run: Session) -> None:
+        self.operations += 1
+        run.run(self.reach(), Quiet())
 
-    def until_cut(self, action: Callable[[], object]) -> bool:
-        """Whether the power failed in it; afterwards the board runs again, uncut."""
-        cut = False
-        try:
-            action()
-        except KitError as error:
-            if error.code is not ExitCode.LINK:
-                raise
-            cut = True
-        finally:
-            self.device.page.set("write", None)
-            self.device.page.set("read", None)
-        if cut:
-            self.device.power_on()
-        return cut
+    def _roll_back(self, run: Session) -> None:
+        self.operations += 1
+        run.rollback(self.reach(), Quiet())
 
-    def content(self) -> bytes:
-        """What is on the chip."""
-        return self.device.image.read_bytes()
+    def _create(self, store: Store) -> create.Result:
+        self.operations += 1
+        return create.create(store, self.board, self.reach(), self.regions, Quiet())
 
+    def _settle(self, *, new: bool) -> None:
+        """The image that a case begins with, written without a cut."""
+        if new and self.flashed is None:
+            run = self._fresh()
+            self._run(run)
+            self.flashed = run
+        elif not new and self.flashed is not None:
+            self._roll_back(self.flashed)
+            self.flashed = None
 
-def _flash_case(lab: _Lab, phase: str, end: str, number: int, result: Sweep) -> None:
-    run, quiet = lab.fresh(), Quiet()
-    if phase == "rollback":
-        run.run(lab.device.reach(lab.board), quiet)
-    lab.device.page.set("write", number)
-    write = run.rollback if phase == "rollback" else run.run
-    what = f"virtual board, {phase}, cut {number}, {end}"
-    if not lab.until_cut(partial(write, lab.device.reach(lab.board), quiet)):
-        result.judge(False, f"{what}: the power did not fail")
-        return
-    again = Session.load(lab.store, run.plan.id)
-    if end == "resume":
-        again.run(lab.device.reach(lab.board), quiet)
-        good = lab.content() == lab.new
-        again.rollback(lab.device.reach(lab.board), quiet)
-    else:
-        again.rollback(lab.device.reach(lab.board), quiet)
-        good = True
-    good = good and lab.content() == lab.old
-    check.check_store(lab.store, lab.store.load(lab.plan.backup), quiet)
-    result.judge(good, what)
-
-
-def _backup_case(lab: _Lab, root: Path, number: int, result: Sweep) -> None:
-    """The board loses its power at its n-th read."""
-    store = Store(root)
-    make = partial(create.create, store, lab.board, plan=lab.regions, meter=Quiet())
-    what = f"virtual board, backup, cut at read {number}"
-    lab.device.page.set("read", number)
-    cut = lab.until_cut(lambda: make(transport=lab.device.reach(lab.board)))
-    whole = all(entry.manifest is not None and entry.manifest.verified for entry in store.entries())
-    made = make(transport=lab.device.reach(lab.board)).manifest
-    check.check_store(store, made, Quiet())
-    result.judge(cut and whole and made.verified and lab.content() == lab.old, what)
-    shutil.rmtree(root)
-
-
-def _host_case(lab: _Lab, root: Path, number: int, result: Sweep) -> None:
-    """This host loses its power at the n-th change of the store's disk, while it backs the board up."""
-    store, cutter = Store(root), Cutter(number)
-    make = partial(create.create, store, lab.board, plan=lab.regions, meter=Quiet())
-    try:
+    def measure(self) -> dict[str, int]:
+        """Accesses that the operations make: writes of a flash and a rollback, reads and store changes of a backup."""
+        page, found = self.device.page, {}
+        self._settle(new=False)
+        for name, new in (("flash", True), ("rollback", False)):
+            before = page.count("write")
+            self._settle(new=new)
+            found[name] = page.count("write") - before
+        before, cutter, store = page.count("read"), Cutter(-1), Store(self.root / "again")
         with cut_at(cutter):
-            make(transport=lab.device.reach(lab.board))
-    except PowerCut:
-        cutter.lose()
-    whole = all(entry.manifest is not None and entry.manifest.verified for entry in store.entries())
-    made = make(transport=lab.device.reach(lab.board)).manifest
-    check.check_store(store, made, Quiet())
-    result.judge(whole and made.verified, f"virtual board, backup, the host's cut {number}")
-    shutil.rmtree(root)
+            self._create(store)
+        shutil.rmtree(store.root)
+        return {**found, "reads": page.count("read") - before, "changes": cutter.count}
 
+    def _cut(self, which: str, number: int, action: Callable[[], object]) -> bool:
+        """Whether the power failed in it; if so, the board boots again from what is on the chip."""
+        with self.device.armed(which, number):
+            try:
+                action()
+            except KitError as error:
+                if error.code is not ExitCode.LINK:
+                    raise
+                if not self.device.dead():
+                    raise KitError(
+                        ExitCode.INFRASTRUCTURE, f"the link failed, not the power: {error.message}", error.hint
+                    ) from error
+            else:
+                return False
+        self.device.power_on()
+        return True
 
-@contextlib.contextmanager
-def _running(root: Path, config: BoardConfig, changed: int) -> Iterator[_Lab]:
-    lab: _Lab | None = None
-    try:
-        lab = _Lab(root, config, changed)
-        yield lab
-    finally:
-        if lab is not None:
-            lab.device.close()
+    def _flash_resume(self, number: int) -> str:
+        self._settle(new=False)
+        run = self._fresh()
+        if not self._cut("write", number, lambda: self._run(run)):
+            return "the power did not fail"
+        self.flashed = Session.load(self.store, run.plan.id)
+        self._run(self.flashed)
+        return self._unlike(self.new)
 
+    def _flash_rollback(self, number: int) -> str:
+        self._settle(new=False)
+        run = self._fresh()
+        if not self._cut("write", number, lambda: self._run(run)):
+            return "the power did not fail"
+        self._roll_back(Session.load(self.store, run.plan.id))
+        return self._unlike(self.old)
 
-def power_cuts(
-    root: Path, config: BoardConfig, meter: Meter, *, changed: int, cuts: int | None, seed: int = 3588
-) -> Sweep:
-    """Cut at every write of an image that changes ``changed`` bytes, or at ``cuts`` random ones of all phases.
+    def _rollback(self, number: int) -> str:
+        self._settle(new=True)
+        assert self.flashed is not None
+        run = self.flashed
+        if not self._cut("write", number, lambda: self._roll_back(run)):
+            return "the power did not fail"
+        self._roll_back(Session.load(self.store, run.plan.id))
+        self.flashed = None
+        return self._unlike(self.old)
 
-    Phases: flash then resume, flash then rollback, rollback then rollback, and backup at the board's reads and at the
-    host's writes (a tenth of ``cuts`` each, at least one).
-    """
-    result, draw = Sweep(), random.Random(seed)
-    with _running(root, config, changed) as lab:
-        run = lab.fresh()
-        transport = lab.device.reach(lab.board)
-        steps = {"flash": lab.steps(lambda: run.run(transport, Quiet()))}
-        steps["rollback"] = lab.steps(lambda: run.rollback(transport, Quiet()))
-        cases = [(phase, end, n) for phase, end in PHASES for n in range(1, steps[phase] + 1)]
-        if cuts is not None:
-            per_phase = [draw.sample([c for c in cases if c[:2] == p], -(-cuts // len(PHASES))) for p in PHASES]
-            cases = [case for chosen in per_phase for case in chosen][:cuts]
-        others = max(1, len(cases) // 10)
-        reads = sorted(draw.randrange(1, 400) for _ in range(others))
-        changes = sorted(draw.randrange(1, 30) for _ in range(others))
-        total = len(cases) + 2 * others
-        for phase, end, number in cases:
-            _flash_case(lab, phase, end, number, result)
-            meter.update(result.cases, total, f"{lab.device.boots} boots, {result.lost} losses")
-        for case, numbers in ((_backup_case, reads), (_host_case, changes)):
-            for number in numbers:
-                case(lab, root / "again", number, result)
-                meter.update(result.cases, total, f"{lab.device.boots} boots, {result.lost} losses")
-    return result
+    def _unlike(self, wanted: bytes) -> str:
+        """What is wrong with the chip or the store; empty when nothing is."""
+        if self.device.image.read_bytes() != wanted:
+            return "the medium is not what it should be"
+        check.check_store(self.store, self.store.load(self.plan.backup), Quiet())
+        return ""
+
+    def _backed_up(self, store: Store) -> str:
+        """The backup made anew after a cut: what is wrong with it, or with what the cut left in the store."""
+        if not all(entry.manifest is not None and entry.manifest.verified for entry in store.entries()):
+            return "the cut left a backup that is not whole"
+        made = self._create(store).manifest
+        check.check_store(store, made, Quiet())
+        if not made.verified:
+            return "the backup after the cut is not verified"
+        return self._unlike(self.old)
+
+    def _backup_board(self, number: int) -> str:
+        self._settle(new=False)
+        store = Store(self.root / "again")
+        if not self._cut("read", number, lambda: self._create(store)):
+            return "the power did not fail"
+        return self._backed_up(store)
+
+    def _backup_host(self, number: int) -> str:
+        self._settle(new=False)
+        store, cutter = Store(self.root / "again"), Cutter(number - 1)
+        try:
+            with cut_at(cutter):
+                self._create(store)
+        except PowerCut:
+            cutter.lose()
+        else:
+            return "the power did not fail"
+        return self._backed_up(store)
+
+    def run(self, case: Case) -> Outcome:
+        """One case. What this machine is to blame for (too busy for a timeout) makes it begin anew, a few times."""
+        steps: dict[str, Callable[[int], str]] = {
+            "flash-resume": self._flash_resume,
+            "flash-rollback": self._flash_rollback,
+            "rollback": self._rollback,
+            "backup-board": self._backup_board,
+            "backup-host": self._backup_host,
+        }
+        boots, operations, start = self.device.boots, self.operations, time.monotonic()
+        for repeats in range(TRIES):
+            try:
+                problem = steps[case.kind](case.number)
+            except KitError as error:
+                self._reset()
+                if error.code in (ExitCode.LINK, ExitCode.INFRASTRUCTURE) and repeats + 1 < TRIES:
+                    continue
+                if error.code is ExitCode.INFRASTRUCTURE:
+                    raise
+                problem = f"{error.message} (exit code {int(error.code)})"
+            else:
+                if problem:
+                    self._reset()
+            break
+        shutil.rmtree(self.root / "again", ignore_errors=True)
+        seconds = round(time.monotonic() - start, 2)
+        return Outcome(case, problem, self.device.boots - boots, self.operations - operations, seconds, repeats)
+
+    def _reset(self) -> None:
+        """After a case that ended wrong: the old image, by hand, and a fresh boot."""
+        self.device.power_off()
+        self.device.image.write_bytes(self.old)
+        self.flashed = None
+        shutil.rmtree(self.root / "again", ignore_errors=True)
+        self.device.power_on()
 
 
 def config(kernel: str, out: Output) -> BoardConfig:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import filecmp
 import os
 import random
@@ -12,12 +13,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from lab import boards, process
 from lab.figures import Figure
-from lab.firmware import boardsweep, faultsweep, regions, sweep
+from lab.firmware import boardsweep, campaign, faultsweep, regions, sweep
 from lab.firmware.flash import bmap, session
 from lab.firmware.flash.session import Session, Wish
 from lab.firmware.rockusb.client import Rockusb
@@ -232,17 +234,29 @@ def _faults(root: Path, out: Output, meter: Meter) -> list[Figure]:
     ]
 
 
-def _board_sweeps(root: Path, quick: bool, cuts: int, out: Output, meter: Meter) -> list[Figure]:
+QUICK = dataclasses.replace(boardsweep.SMALL, name="a few of a small image", cuts=3)
+
+
+def _board_sweeps(root: Path, quick: bool, options: BoardOptions, out: Output, meter: Meter) -> list[Figure]:
     """Power cuts on the virtual board: few, or every write of a small image and random ones of a large one."""
     found = boardsweep.config("fast", out)
-    forms: list[tuple[str, int, int | None]] = [("a few of a small image", 8192, 3)]
-    if not quick:
-        forms = [("every write of a small image", 8192, None), (f"{cuts} random of a large image", 4 * MIB, cuts)]
+    large = dataclasses.replace(boardsweep.LARGE, cuts=options.cuts)
+    forms = {"quick": QUICK} if quick else {"small": boardsweep.SMALL, "large": large}
     rows = []
-    for name, changed, count in forms:
-        title = f"power cuts on the virtual board, {name}"
-        run = partial(boardsweep.power_cuts, config=found, meter=meter, changed=changed, cuts=count)
-        rows.append(_sweep_row(root, title, run))
+    if options.state and not quick:
+        out.note(f"stopped at any time, it goes on with --state {options.state}")
+    for name, form in forms.items():
+        path = root / "board"
+        path.mkdir()
+        state = options.state / f"{name}.jsonl" if options.state else None
+        try:
+            done = campaign.power_cuts(path, found, meter, form, state=state, at_a_time=1 if quick else campaign.BOARDS)
+        finally:
+            shutil.rmtree(path)
+        title = f"power cuts on the virtual board, {form.name}"
+        out.table(f"{title}: {done.words()}", campaign.COLUMNS, list(done.rows()))
+        note = "; ".join([done.words(), *done.problems[:3]])
+        rows.append(_figure(f"losses in: {title}", done.lost, "cases", 0, note=note))
     return rows
 
 
@@ -282,18 +296,24 @@ def _drill(root: Path) -> list[Figure]:
 PARTS = ("sweeps", "faults", "board", "throughput", "sparse", "interoperability", "drill")
 
 
-def measure(out: Output, *, quick: bool, parts: Sequence[str] = (), cuts: int = RANDOM_CUTS) -> list[Figure]:
-    """All figures or those of ``parts``; with ``quick`` on small images and with fewer cuts.
+@dataclass(frozen=True)
+class BoardOptions:
+    """Of the power cuts on the virtual board: how many random ones, and the directory in which to keep what ran."""
 
-    ``cuts``: random power cuts on the virtual board, each of which boots it.
-    """
+    cuts: int = RANDOM_CUTS
+    state: Path | None = None
+
+
+def measure(out: Output, *, quick: bool, parts: Sequence[str] = (), board: BoardOptions | None = None) -> list[Figure]:
+    """All figures or those of ``parts``; with ``quick`` on small images and with fewer cuts."""
+    options = board or BoardOptions()
     rows: list[Figure] = []
     with tempfile.TemporaryDirectory(prefix="npulab-bench-") as name:
         root = Path(name)
         known: dict[str, Callable[[Meter], list[Figure]]] = {
             "sweeps": lambda meter: _sweeps(root, quick, meter),
             "faults": lambda meter: _faults(root / "faults", out, meter),
-            "board": lambda meter: _board_sweeps(root, quick, cuts, out, meter),
+            "board": lambda meter: _board_sweeps(root, quick, options, out, meter),
             "throughput": lambda meter: _throughput(root, quick),
             "sparse": lambda meter: _sparse(root / "sparse", quick),
             "interoperability": lambda meter: _interoperability(root / "interoperability"),
