@@ -23,7 +23,7 @@ from typing import Any, Self
 from lab.errors import ExitCode, KitError
 from lab.process import tail
 from lab.virt import chips, usb
-from lab.virt.dtb import BoardTree, require_npu
+from lab.virt.dtb import BoardTree, require_npu, with_serial
 from lab.virt.loader import BOOT_WORD, LOADERS, RESCUE
 from lab.virt.qmp import Qmp, QmpError
 from lab.virt.runtime import Runtime, create_runtime, parse_size
@@ -119,6 +119,7 @@ class VirtualBoard:
         self._console: socket.socket | None = None
         self._qmp: Qmp | None = None
         self._recent = b""
+        self._tree_path, self._serial = config.dtb, ""
 
     # logs
     @property
@@ -143,6 +144,7 @@ class VirtualBoard:
 
     def programs(self, runtime: Runtime) -> list[Program]:
         """The model and QEMU, in the order of their start."""
+        self._write_tree(runtime)
         qemu_log, model_out = self.results / "qemu.log", self.results / "model-stderr.log"
         argv = self._loader_argv(runtime) if self.config.loader else self.qemu_argv(runtime)
         programs = [Program("qemu", "QEMU", argv, qemu_log, logs=(self.machine_log,))]
@@ -163,6 +165,18 @@ class VirtualBoard:
             programs.insert(0, model)
         return programs
 
+    def _write_tree(self, runtime: Runtime) -> None:
+        """The board's tree as a boot loader hands it over: with a serial number, if the board has a chip to keep one.
+
+        As long as it has the same chips it is the same board.
+        """
+        chip = self.config.nor or self.config.emmc
+        self._serial = f"{chips.serial(chip):08x}" if chip else ""
+        self._tree_path = self.config.dtb
+        if chip:
+            self._tree_path = runtime.path / "board.dtb"
+            self._tree_path.write_bytes(with_serial(self.config.dtb.read_bytes(), self._serial))
+
     def _loader_argv(self, runtime: Runtime) -> list[str]:
         """The boot loader's player, which runs QEMU; its port must outlast each QEMU, so it is chosen here."""
         config = self.config
@@ -172,7 +186,8 @@ class VirtualBoard:
             "loader": config.loader,
             "emmc": str(config.emmc),
             "rescue": self._kernel_argv(),
-            "dtb": str(config.dtb),
+            "dtb": str(self._tree_path),
+            "serial": self._serial,
             "fdtfile": f"rockchip/{config.dtb.name}",
             "runtime": str(runtime.path),
             "console_log": str(self.console_log),
@@ -195,7 +210,7 @@ class VirtualBoard:
     def _kernel_argv(self) -> list[str]:
         """The configuration's own kernel and root file system."""
         config = self.config
-        argv = ["-kernel", str(config.kernel), "-dtb", str(config.dtb), "-append", config.cmdline]
+        argv = ["-kernel", str(config.kernel), "-dtb", str(self._tree_path), "-append", config.cmdline]
         return [*argv, "-initrd", str(config.initrd)] if config.initrd else argv
 
     def qemu_argv(self, runtime: Runtime) -> list[str]:

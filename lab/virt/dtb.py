@@ -13,6 +13,9 @@ import fdt
 from lab.errors import ExitCode, KitError
 
 FDT_MAGIC = 0xD00DFEED
+_HEADER = struct.Struct(">10I")
+_BEGIN, _PROP, _NOP = 1, 3, 4
+"""Tokens of the structure block (Devicetree Specification 0.4, 5.4)."""
 SOC_COMPATIBLES = ("rockchip,rk3588", "rockchip,rk3588s")
 USB_COMPATIBLE = "snps,dwc3"
 NPU_COMPATIBLE = "rockchip,rk3588-rknn-core"
@@ -120,3 +123,36 @@ def require_npu(path: Path) -> BoardTree:
             "take a kernel whose tree of this board enables the NPU, or apply an overlay that does",
         )
     return tree
+
+
+def with_serial(blob: bytes, serial: str) -> bytes:
+    """The tree with the board's serial number, as a boot loader passes it on; one that has a number keeps it.
+
+    U-Boot writes the property ``serial-number`` of the root node from its variable ``serial#``
+    (boot/fdt_support.c, fdt_root), on Rockchip boards made of the chip's OTP id (arch/arm/mach-rockchip/misc.c).
+    A blob that is no tree is returned as it is.
+    """
+    name, value = b"serial-number\0", serial.encode() + b"\0"
+    try:
+        magic, _, structure, strings, reserved, version, last, cpu, strings_size, size = _HEADER.unpack_from(blob)
+        at, begin = structure + 4, struct.unpack_from(">I", blob, structure)[0]
+        at += -(-(blob.index(b"\0", at) + 1 - at) // 4) * 4
+        first = at
+        while (token := struct.unpack_from(">I", blob, at)[0]) in (_PROP, _NOP):
+            if token == _NOP:
+                at += 4
+                continue
+            length, offset = struct.unpack_from(">2I", blob, at + 4)
+            if blob[strings + offset :].startswith(name):
+                return blob
+            at += 12 + -(-length // 4) * 4
+    except (struct.error, ValueError):
+        return blob
+    if magic != FDT_MAGIC or version < 17 or begin != _BEGIN or not reserved < structure < strings:
+        return blob
+    added = struct.pack(">3I", _PROP, len(value), strings_size) + value.ljust(-(-len(value) // 4) * 4, b"\0")
+    nodes = blob[structure:first] + added + blob[first : structure + size]
+    names = blob[strings : strings + strings_size] + name
+    end = structure + len(nodes)
+    header = _HEADER.pack(magic, end + len(names), structure, end, reserved, version, last, cpu, len(names), len(nodes))
+    return header + blob[_HEADER.size : structure] + nodes + names

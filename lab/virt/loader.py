@@ -36,6 +36,7 @@ from lab.errors import ExitCode, KitError
 from lab.firmware.flash import bootcount, extlinux
 from lab.kernel.elf import is_image
 from lab.virt.disk import Partition, boot_partitions
+from lab.virt.dtb import with_serial
 from lab.virt.guard import die_with
 from lab.virt.qmp import Qmp, QmpError
 
@@ -180,6 +181,7 @@ class Player:
         self.machine_log, self.dtb = Path(spec["machine_log"]), str(spec["dtb"])
         self.loader = Loader(Path(spec["emmc"]), spec["loader"], spec["fdtfile"], self.say)
         self.rescue: list[str] = spec["rescue"]
+        self.serial = str(spec["serial"])
         self.child: subprocess.Popen[bytes] | None = None
         self.starts = 0
 
@@ -200,7 +202,8 @@ class Player:
         self.say(f"start {self.starts + 1}: this is not U-Boot, but what it would do with this eMMC")
         boot = self.loader.choose(wanted)
         words = ["-kernel", self._keep("kernel", boot.kernel), "-append", boot.append]
-        words += ["-dtb", self._keep("dtb", boot.fdt) if boot.fdt is not None else self.dtb]
+        tree = None if boot.fdt is None else with_serial(boot.fdt, self.serial)
+        words += ["-dtb", self.dtb if tree is None else self._keep("dtb", tree)]
         if boot.initrd is not None:
             words += ["-initrd", self._keep("initrd", boot.initrd)]
         return words

@@ -6,9 +6,12 @@ from __future__ import annotations
 import random
 import re
 import shutil
+import socket
 import subprocess
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import Commands
@@ -16,12 +19,16 @@ from commands import Commands
 from lab import cli
 from lab.commands.virt import ssh_command
 from lab.errors import ExitCode
+from lab.firmware.transports.linux import LinuxMedium
 from lab.virt import chips
-from lab.virt.background import find_board
+from lab.virt.background import find_board, wait_for_ssh
+from lab.virt.qmp import Qmp
 
 BOARD = "rock-5-itx"
 NAME = "firmware-test"
 EMMC_SIZE = 32 << 20
+LINK_SECONDS = 60.0
+"""In which a board that is gone must be noticed: the longest silence of a link is 30 s; room for a busy machine."""
 ERASE_FIRST_BLOCK = (
     "import fcntl,os,struct; fcntl.ioctl(os.open('/dev/mtd0',os.O_RDWR),0x40084d02,struct.pack('II',0,0x10000))"
 )
@@ -56,6 +63,10 @@ class Bench(Commands):
         self.run("virt", "up", "--name", NAME, "--dtb", f"rk3588-{BOARD}", *chips_of)
         self.ssh = ssh_command(find_board(NAME))
 
+    def wait(self) -> None:
+        """Until it is back from a restart."""
+        assert wait_for_ssh(find_board(NAME).ssh_port, 120)
+
     def stop(self) -> None:
         """Switch it off: what the guest has written is in the files."""
         self.run("virt", "down", NAME)
@@ -71,14 +82,76 @@ def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Bench]
         cli.main(["virt", "--quiet", "down", NAME])
 
 
-def test_media_are_found_by_their_controllers(bench: Bench) -> None:
-    seen = {
-        medium["name"]: medium
-        for medium in bench.run("board", "probe", "--board", BOARD, "--via", f"virt:{NAME}")["media"]
-    }
+def power_button(kind: str) -> None:
+    """The running board's reset button, or its plug, as QEMU's monitor has them."""
+    board = find_board(NAME)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(board.runtime / "monitor.sock"))
+        Qmp(connection).execute(kind)
+
+
+class Failing:
+    """Presses a button of the board while the n-th piece of a medium is on its way."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, method: str, at: int, press: Callable[[], None]) -> None:
+        self.left, real = at, getattr(LinuxMedium, method)
+
+        def watched(medium: LinuxMedium, *given: Any) -> Any:
+            self.left -= 1
+            if not self.left:
+                press()
+            return real(medium, *given)
+
+        monkeypatch.setattr(LinuxMedium, method, watched)
+
+
+def test_board_that_restarts_meanwhile(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reset, and a power loss, while it is read and while it is written: said in time, and the same command goes on.
+
+    The link's own timeouts bound the wait: 15 s without an answer of the board, 30 s without data.
+    """
+    via, medium = ("--via", f"virt:{NAME}"), ("--board", BOARD, "--storage", "emmc")
+    seen = {entry["name"]: entry for entry in bench.run("board", "probe", "--board", BOARD, *via)["media"]}
     assert seen["spi"]["size"] == chips.NOR_SIZE
     assert seen["emmc"]["size"] == EMMC_SIZE - 2 * chips.EMMC_BOOT_SIZE
     assert seen["emmc.boot0"]["size"] == seen["emmc.boot1"]["size"] == chips.EMMC_BOOT_SIZE
+
+    # restarts while it is read: no backup, least of all a verified one
+    before = bench.emmc.read_bytes()
+    with monkeypatch.context() as patch:
+        Failing(patch, "_exact", 12, lambda: power_button("system_reset"))
+        start = time.monotonic()
+        failed = bench.run("backup", "create", *medium, *via, code=ExitCode.LINK)
+        assert time.monotonic() - start < LINK_SECONDS, failed
+    assert bench.run("backup", "list")["backups"] == []
+    bench.wait()
+    assert bench.run("backup", "create", *medium, *via)["verified"]
+    assert not list((bench.root / "store/partial").iterdir()), "the partial one became the backup"
+
+    # loses its power while it is written
+    image = bench.root / "new.img"
+    draw = random.Random(7)
+    wanted = before[2 * chips.EMMC_BOOT_SIZE :][: 18 << 20] + draw.randbytes(3 << 20)
+    image.write_bytes(wanted)
+    run = bench.run("flash", "plan", *medium, *via, "--image", str(image))["run"]
+    with monkeypatch.context() as patch:
+        Failing(patch, "write", 3, bench.stop)
+        start = time.monotonic()
+        failed = bench.run("flash", "run", run, *via, "--yes", code=ExitCode.LINK)
+        assert time.monotonic() - start < LINK_SECONDS and f"npulab flash run {run}" in failed["error"]["hint"]
+    torn = bench.emmc.read_bytes()[2 * chips.EMMC_BOOT_SIZE :][: len(wanted)]
+    assert torn not in (wanted, before[2 * chips.EMMC_BOOT_SIZE :][: len(wanted)]), "in the middle"
+    bench.start()
+    assert bench.run("flash", "run", run, *via, "--yes")["state"] == "verified"
+
+    # restarts while it is rolled back
+    with monkeypatch.context() as patch:
+        Failing(patch, "write", 2, lambda: power_button("system_reset"))
+        bench.run("flash", "rollback", run, *via, "--yes", code=ExitCode.LINK)
+    bench.wait()
+    bench.run("flash", "rollback", run, *via, "--yes")
+    bench.stop()
+    assert bench.emmc.read_bytes() == before
 
 
 def test_broken_loader_is_restored(bench: Bench) -> None:
@@ -89,8 +162,19 @@ def test_broken_loader_is_restored(bench: Bench) -> None:
     bench.shell(f'python3 -c "{ERASE_FIRST_BLOCK}"')
     assert bench.nor.read_bytes()[0x8000:0x8004] == b"\xff" * 4
     restore = ("backup", "restore", "latest", "--via", f"virt:{NAME}", "--storage", "spi", "--yes")
-    bench.run(*restore, code=ExitCode.REFUSED)  # a NOR has no serial number: nothing says that it is this board's
-    bench.run(*restore, "--trust-identity")
+    bench.stop()
+    broken = bench.nor.read_bytes()
+    # the same content in another chip is another board: the loader tells its serial number
+    first, bench.nor = bench.nor, bench.root / "twin.img"
+    bench.nor.write_bytes(broken)
+    bench.start()
+    refused = bench.run(*restore, "--trust-identity", code=ExitCode.REFUSED)
+    assert "dt-serial" in refused["error"]["message"]
+    bench.stop()
+    assert bench.nor.read_bytes() == broken
+    bench.nor = first
+    bench.start()
+    bench.run(*restore)  # the same board, although it was off meanwhile
     bench.stop()
     assert bench.nor.read_bytes() == before
 

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 
 from lab.boards import Board
 from lab.cache import file_digest
-from lab.errors import ExitCode, KitError
+from lab.errors import ExitCode, KitError, from_os_error
 from lab.firmware import gpt
 from lab.firmware.flash import bmap, engine, gate
 from lab.firmware.flash import plan as plans
@@ -216,6 +217,10 @@ class Session:
             if error.code is ExitCode.LINK:
                 raise KitError(error.code, f"{self.plan.id}: {error.message}", go_on) from error
             raise
+        except OSError as error:  # the journal, or an image file
+            found = from_os_error(error, self.plan.id)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            raise KitError(found.code, found.message, f"free space, then {go_on}" if full else go_on) from error
         finally:
             for source in self._open:
                 source.close()

@@ -8,6 +8,7 @@ board and the same regions goes on from the last line of each index.
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import time
@@ -17,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from lab import __version__, cache
 from lab.boards import Board
@@ -117,6 +118,20 @@ class _RegionWriter:
             if future is not None:
                 future.cancel() or future.exception()
 
+    def discard(self) -> None:
+        """Remove what waits for a checkpoint that cannot be made: on a full disk it would be in the way."""
+        self.drain()
+        ready = [future.result() for _, future in self._queue if _came_to_something(future)]
+        for name, partial in [*self._pending, *ready]:
+            if name is not None and partial is not None:
+                disk.unlink(partial)
+        self._queue.clear()
+        self._pending.clear()
+
+
+def _came_to_something(future: Future[tuple[str | None, Path | None]] | None) -> TypeGuard[Future[Any]]:
+    return future is not None and not future.cancelled() and future.exception() is None
+
 
 def _resume_point(store: Store, path: Path, medium: Medium, region: Planned) -> int:
     """Bytes of the region that need not be read again; 0 when the medium does not match what was saved."""
@@ -158,6 +173,12 @@ def _copy(store: Store, work: Path, medium: Medium, region: Planned, meter: Mete
                     writer.hole(length)
                 meter.update(before + offset + length - region.start, total, f"{region.storage}/{region.name}")
             writer.checkpoint()
+        except (KitError, KeyboardInterrupt):
+            writer.checkpoint()  # the board is gone, or the user wants to be: what was read is kept
+            raise
+        except OSError:
+            writer.discard()
+            raise
         finally:
             writer.drain()
     return writer.added
@@ -217,6 +238,15 @@ def _check_space(store: Store, plan: Plan, resumed: bool) -> None:
             f"{store.root}: {free.f_bavail * free.f_frsize >> 20} MiB free, too little for {plan.size >> 20} MiB",
             "free space, or name another store with --store",
         )
+
+
+def _unwritten(error: OSError) -> KitError:
+    """The store cannot be written. What other backups hold is untouched, and what was read so far is kept."""
+    found = from_os_error(error, "writing the backup")
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        return found
+    hint = "free space and run it again: it goes on where it was; or name another store with --store"
+    return KitError(found.code, found.message, hint)
 
 
 @dataclass
@@ -308,7 +338,7 @@ def create(
             )
             _publish(store, work, backup)
     except OSError as error:
-        raise from_os_error(error, "writing the backup") from error
+        raise _unwritten(error) from error
     return Result(backup, plan.size, found.added, resumed)
 
 

@@ -30,15 +30,30 @@ def make_dir(path: Path) -> None:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """A file's content, not yet on the disk; replaces what an interrupted run left under that name."""
+    """A file's content, not yet on the disk; replaces what an interrupted run left under that name.
+
+    When it cannot be written (OSError: the disk is full), nothing of it stays.
+    """
     _event("write", path)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
+        _write_all(descriptor, data)
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise _named(error, path) from error
     finally:
         os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    """The same error with the name of the file, which errors of descriptors do not have."""
+    return OSError(error.errno, error.strerror, str(path))
 
 
 def sync(path: Path) -> None:
@@ -101,17 +116,36 @@ def replace(path: Path, data: bytes) -> None:
 
 
 def append(path: Path, data: bytes) -> None:
-    """Add to a journal and bring it to the disk."""
+    """Add whole lines to a journal and bring them to the disk; all of them or, when the disk is full (OSError), none.
+
+    The end of a line that an earlier run was torn away from goes first: nothing may be added to it.
+    """
     _event("write", path)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
+        size = _whole_lines(descriptor)
+        try:
+            _write_all(descriptor, data)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.ftruncate(descriptor, size)
+            raise _named(error, path) from error
         _event("sync", path)
         os.fdatasync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _whole_lines(descriptor: int) -> int:
+    """Cut off what follows the last line's end; returns the size."""
+    size = end = os.fstat(descriptor).st_size
+    while end and (found := os.pread(descriptor, min(end, 4096), end - min(end, 4096))).rfind(b"\n") < 0:
+        end -= len(found)
+    if end:
+        end = end - len(found) + found.rfind(b"\n") + 1
+    if end != size:
+        os.ftruncate(descriptor, end)
+    return end
 
 
 def truncate(path: Path, length: int) -> None:

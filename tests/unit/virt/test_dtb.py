@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import fdt
 import pytest
 from boards import make_dtb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.errors import ExitCode, KitError
-from lab.virt.dtb import read_board_tree, require_npu
+from lab.virt.dtb import read_board_tree, require_npu, with_serial
 from lab.virt.select import with_console
 
 
@@ -91,3 +92,29 @@ def test_damaged_trees_never_trace_back(tmp_path_factory: pytest.TempPathFactory
         read_board_tree(path)
     except KitError as error:
         assert error.code == ExitCode.USAGE
+
+
+def test_serial_number_is_added_once(tmp_path: Path) -> None:
+    plain = make_dtb(tmp_path / "x.dtb").read_bytes()
+    found = with_serial(plain, "c0ffee12")
+    tree, before = fdt.parse_dtb(found), fdt.parse_dtb(plain)
+    assert tree.get_property("serial-number").data == ["c0ffee12"]
+    tree.remove_property("serial-number")
+    assert tree.to_dts() == before.to_dts()
+    assert with_serial(found, "00000001") == found, "the number that it has stays"
+    with_path = tmp_path / "y.dtb"
+    with_path.write_bytes(found)
+    assert require_npu(with_path) == require_npu(tmp_path / "x.dtb")
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_serial_number_of_damaged_trees(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    """What is no tree goes on as it is: whoever starts it says what is wrong."""
+    blob = bytearray(make_dtb(tmp_path_factory.getbasetemp() / "fuzz.dtb").read_bytes())
+    for _ in range(data.draw(st.integers(1, 6))):
+        blob[data.draw(st.integers(0, 39))] = data.draw(st.integers(0, 255))
+    damaged = bytes(blob[: data.draw(st.integers(0, len(blob)))])
+    assert with_serial(damaged, "1").endswith(b"serial-number\0") or with_serial(damaged, "1") == damaged
+    for text in (b"", b"hello", bytes(99)):
+        assert with_serial(text, "1") == text

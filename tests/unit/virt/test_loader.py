@@ -234,6 +234,7 @@ sys.exit(3 if reason[0] == "crash" else 0)
 def play(chip: Chip, runtime: Path, argv: list[str]) -> subprocess.CompletedProcess[str]:
     """Run the player to its end."""
     spec = {"argv": argv, "loader": "stock", "emmc": str(chip.path), "fdtfile": "x", "dtb": "/own.dtb", "rescue": []}
+    spec["serial"] = "12345678"
     logs = {name: str(runtime / f"{name}.log") for name in ("console_log", "machine_log")}
     (runtime / "loader.json").write_text(json.dumps({**spec, **logs, "runtime": str(runtime)}))
     command = [sys.executable, "-m", "lab.virt.loader", str(runtime / "loader.json")]
