@@ -140,7 +140,8 @@ class State:
 def units(form: Form, steps: dict[str, int]) -> list[list[Case]]:
     """All cases of a sweep, always the same. The cases of a unit go well after each other on one board.
 
-    A flash that was resumed leaves the new image, from which a rollback can be cut: no writing between the two.
+    A flash that was resumed leaves the new image, from which a rollback can be cut: no writing between the two. Writes
+    first, then backups; within them in no order, so that a sweep that was stopped has seen a bit of everything.
     """
     writes = {"flash-resume": steps["flash"], "flash-rollback": steps["flash"], "rollback": steps["rollback"]}
     chosen: dict[str, list[int]] = {}
@@ -159,7 +160,7 @@ def units(form: Form, steps: dict[str, int]) -> list[list[Case]]:
     found = [[case for case in pair if case] for pair in pairs]
     found += [[case] for several in cases.values() for case in several]
     random.Random(form.seed).shuffle(found)
-    return found
+    return sorted(found, key=lambda unit: unit[0].kind.startswith("backup"))
 
 
 class _Worker:
