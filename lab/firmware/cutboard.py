@@ -142,7 +142,11 @@ class CutBoard:
         if self._transport is None:
             assert self._board is not None and self._config.ssh_key is not None
             remote = SshRemote(f"root@127.0.0.1:{self._board.ssh_port}", ssh_options(self._config.ssh_key))
-            self._transport = LinuxTransport(board, remote)
+            try:
+                self._transport = LinuxTransport(board, remote)
+            except BaseException:
+                remote.close()
+                raise
         return self._transport
 
     def close(self) -> None:
