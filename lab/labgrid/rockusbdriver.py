@@ -144,7 +144,7 @@ class RockusbDriver(Driver):
     def transport(self) -> Transport:
         """An open transport of `lab.firmware`; whoever asks closes it."""
         bus, path = self._bus()
-        return over_usb(bus, path, boards.load(self.board), self._loader())
+        return over_usb(bus, path, boards.load(self.board), self._loader(), keep_bus=bus is self._far)
 
     @Driver.check_active
     @step(args=["maskrom"])

@@ -145,8 +145,8 @@ class RockusbMedium:
 class RockusbTransport:
     """A board in USB download mode that speaks the full protocol."""
 
-    def __init__(self, board: Board, device: Rockusb) -> None:
-        self.board, self.device = board, device
+    def __init__(self, board: Board, device: Rockusb, *, keep_bus: bool = False) -> None:
+        self.board, self.device, self._keep_bus = board, device, keep_bus
         self.name = device.bus.way(device.found.path)
         if PRODUCTS.get(device.found.product) is None:
             raise KitError(ExitCode.REFUSED, f"{self.name} is not an RK3588 (product {device.found.product:04x})")
@@ -257,4 +257,5 @@ class RockusbTransport:
 
     def close(self) -> None:
         self.device.close()
-        self.device.bus.close()
+        if not self._keep_bus:
+            self.device.bus.close()

@@ -129,17 +129,21 @@ def _rockusb(kind: str, where: str, extra: str, board: Board, loader: Loader) ->
     return over_usb(bus, path, board, loader)
 
 
-def over_usb(bus: Bus, path: str | None, board: Board, loader: Loader) -> RockusbTransport:
-    """The board at that port, or the only one; a loader is started when it is in mask ROM."""
+def over_usb(bus: Bus, path: str | None, board: Board, loader: Loader, *, keep_bus: bool = False) -> RockusbTransport:
+    """The board at that port, or the only one; a loader is started when it is in mask ROM.
+
+    The bus is closed with the transport, or when there is none, unless ``keep_bus``.
+    """
     try:
         device = Rockusb(bus, path)
         try:
             if loader.path is not None and not device.ready():
                 device.download(loaderfile.parse(loader.path, dict(board.loaders), loader.sha256))
-            return RockusbTransport(board, device)
+            return RockusbTransport(board, device, keep_bus=keep_bus)
         except BaseException:
             device.close()
             raise
     except BaseException:
-        bus.close()
+        if not keep_bus:
+            bus.close()
         raise
