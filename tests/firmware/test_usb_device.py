@@ -36,12 +36,15 @@ from lab.firmware.standin.engine import Engine
 from lab.firmware.standin.media import make_board
 from lab.firmware.standin.usbport import UsbPorts
 from lab.firmware.transports.rockusb import RockusbTransport
+from lab.firmware.transports.select import open_transport
 from lab.output import Output
 from lab.virt.background import find_board
 
 NAME = "usb-test"
 TREE = "rk3588-rock-5-itx-plus"
 SIZES = {"spi": 256 << 10, "emmc": 2 << 20, "sd": 0, "emmc.boot0": 0, "emmc.boot1": 0}
+CARD_SIZE = 32 << 20
+"""Of the medium in the virtual board's reader, which is its eMMC controller."""
 KIT = "/opt/kit"
 PLACE = str(Path(__file__).parent / "place_client.py")
 SCRIPT = Path(__file__).parent / "guest" / "usb_host.py"
@@ -75,6 +78,7 @@ class Host:
         self.engine, self.twin = Engine(root / "board", "loader"), Engine(root / "twin", "loader")
         self.twin.connected = False
         self.sockets = [str(root / name) for name in ("one", "two", "three")]
+        self.card = root / "card.img"
         self.ssh: list[str] = []
         self.agent: subprocess.Popen[bytes] | None = None
 
@@ -83,7 +87,9 @@ class Host:
 
     def start(self) -> None:
         plugs = [word for where in self.sockets for word in ("--usbredir", where)]
-        assert cli.main(["virt", "--quiet", "up", "--name", NAME, "--dtb", TREE, *plugs]) == 0
+        self.card.write_bytes(bytes(CARD_SIZE - (1 << 20)) + os.urandom(1 << 20))
+        card = ["--emmc", str(self.card)]
+        assert cli.main(["virt", "--quiet", "up", "--name", NAME, "--dtb", TREE, *plugs, *card]) == 0
         self.ssh = ssh_command(find_board(NAME))
         python = self.shell("python3 -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])'").strip()
         tools = usbtools.archive(python, Cache(), Output(quiet=True))
@@ -378,6 +384,33 @@ def test_a_place_on_another_host(host: Host, loader: bytes, tmp_path: Path) -> N
     assert told["command"] == f"npulab backup create --board {host.board.name} --via {way}"
     assert told["verified"] and told["fresh"] == told["id"]
     assert host.agents() == 0
+
+
+def test_a_medium_in_the_reader_of_another_host(running: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read and written by ssh and dd; not while something there holds the device, as that kernel says."""
+    monkeypatch.setenv("PATH", running.named_ssh())
+    before, piece = running.card.read_bytes(), os.urandom(64 << 10)
+    transport = open_transport(f"block+ssh:{NAME},/dev/mmcblk0,sd", running.board)
+    try:
+        (info,) = transport.storages()
+        area = before[-info.size :]  # its boot partitions come before it
+        end = info.size - len(piece)
+        assert not info.mounted and transport.open("sd").read(end, len(piece)) == area[end:]
+        hold = "import os,time;os.open('/dev/mmcblk0',os.O_EXCL);print(flush=True);time.sleep(600)"
+        holder = subprocess.Popen([*running.ssh, f'exec python3 -c "{hold}"'], stdout=subprocess.PIPE)
+        assert holder.stdout is not None and holder.stdout.readline() == b"\n"
+        with pytest.raises(KitError, match="is in use") as caught:
+            transport.open("sd", write=True)
+        assert caught.value.code is ExitCode.REFUSED
+        running.shell("kill $(grep -l '[O]_EXCL' /proc/[0-9]*/cmdline | cut -d/ -f3)")
+        holder.communicate(timeout=60)
+        medium = transport.open("sd", write=True)
+        medium.write(end, piece)
+        medium.flush()
+        medium.reopen()
+        assert medium.read(end, len(piece)) == piece == running.card.read_bytes()[-len(piece) :]
+    finally:
+        transport.close()
 
 
 def test_labgrid_finds_and_writes_it(host: Host, loader: bytes) -> None:
