@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from typing import Any
 
 from labgrid.driver.exception import ExecutionError
-from labgrid.util.proxy import proxymanager
 from labgrid.util.ssh import sshmanager
 
 from lab.firmware.medium import link_error
@@ -20,6 +20,13 @@ def name(resource: Any) -> str:
     return str(extra.get("proxy") if extra.get("proxy_required") else resource.host)
 
 
+def _connection(host: str) -> Any:
+    """labgrid's connection to a host, a new one when that was lost."""
+    if not sshmanager.get(host).isconnected():
+        sshmanager.remove_by_name(host)
+    return sshmanager.get(host)
+
+
 def command(resource: Any) -> list[str]:
     """What goes before a shell command for that host; KitError (link) when it cannot be reached.
 
@@ -27,12 +34,12 @@ def command(resource: Any) -> list[str]:
     """
     host = name(resource)
     try:
-        extra = getattr(resource, "extra", None) or {}
-        proxy = None if extra.get("proxy_required") else proxymanager.get_command(resource, "%h", "%p")
-        if proxy is not None:
-            return arguments(host, ["-o", f"ProxyCommand={shlex.join(proxy)}"])
-        if not sshmanager.get(host).isconnected():
-            sshmanager.remove_by_name(host)  # it was lost; the next one is new
+        proxy = os.environ.get("LG_PROXY")
+        if proxy and proxy != host:
+            # labgrid's own proxymanager.get_command prefers what the exporter calls itself, which we may not reach
+            through = [*_connection(proxy).get_prefix(), "-W", "%h:%p"]
+            return arguments(host, ["-o", f"ProxyCommand={shlex.join(through)}"])
+        _connection(host)
         return list(resource.command_prefix)
     except ExecutionError as error:
         raise link_error(f"{host}: {error.msg}", "try: ssh " + host) from error

@@ -19,7 +19,6 @@ from labgrid import Environment
 from labgrid.driver.exception import ExecutionError
 from labgrid.resource.remote import NetworkRKUSBLoader, NetworkUSBSDMuxDevice, RemotePlaceManager
 from labgrid.resource.serialport import NetworkSerialPort, RawSerialPort
-from labgrid.util.proxy import proxymanager
 from labgrid.util.ssh import sshmanager
 
 from lab import boards
@@ -192,11 +191,10 @@ def test_labgrids_connection_its_proxies_and_its_failures(bench: Bench, monkeypa
     assert remotehost.name(bench.resource) == "gate"
     assert remotehost.command(bench.resource)[-2:] == ["gate", "--"]
     bench.resource.extra["proxy_required"] = False
-    monkeypatch.setattr(type(proxymanager), "_force_proxy", "jump")
-    bench.resource.extra = {}
+    monkeypatch.setenv("LG_PROXY", "jump")
     words = remotehost.command(bench.resource)
     assert words[-1] == "far" and "ProxyCommand=ssh -o ControlPath=/x/control jump -W %h:%p" in words
-    monkeypatch.setattr(type(proxymanager), "_force_proxy", None)
+    monkeypatch.delenv("LG_PROXY")
     # a connection that was lost is replaced
     dropped: list[str] = []
 
