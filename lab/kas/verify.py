@@ -363,7 +363,9 @@ def _board(run: Verification, item: Item, log: Path, meter: Meter) -> dict[str, 
         raise KitError(ExitCode.FAILED, document["error"]["message"], document["error"]["hint"], log=log)
     suite = document["suites"][0]
     facts = {name: suite[name] for name in ("tests", "failures", "errors", "skipped")}
-    wrong = "" if document["ok"] else f"{suite['failures']} tests failed, {suite['errors']} ended in an error"
+    failed = f"{suite['failures']} tests failed, {suite['errors']} ended in an error"
+    none = f"no test ran: pytest ended with {suite['exit_code']}"
+    wrong = "" if document["ok"] else failed if suite["tests"] else none
     return {"tree": run.options.tree, "quick": run.options.quick, **facts, "report": document["report"], "wrong": wrong}
 
 
