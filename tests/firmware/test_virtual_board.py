@@ -64,7 +64,8 @@ class Bench(Commands):
         self.ssh = ssh_command(find_board(NAME))
 
     def wait(self) -> None:
-        """Until it is back from a restart."""
+        """Until it is back from a restart that was held up."""
+        monitor("cont")
         assert wait_for_ssh(find_board(NAME).ssh_port, 120)
 
     def stop(self) -> None:
@@ -82,12 +83,19 @@ def bench(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Bench]
         cli.main(["virt", "--quiet", "down", NAME])
 
 
-def power_button(kind: str) -> None:
-    """The running board's reset button, or its plug, as QEMU's monitor has them."""
+def monitor(*commands: str) -> None:
+    """What QEMU's monitor does to the running board."""
     board = find_board(NAME)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect(str(board.runtime / "monitor.sock"))
-        Qmp(connection).execute(kind)
+        qmp = Qmp(connection)
+        for command in commands:
+            qmp.execute(command)
+
+
+def reset() -> None:
+    """The reset button. Held up until `Bench.wait`: a board that is back before ssh gives up is none that was away."""
+    monitor("stop", "system_reset")
 
 
 class Failing:
@@ -126,7 +134,7 @@ def test_board_that_restarts_meanwhile(bench: Bench, monkeypatch: pytest.MonkeyP
     # restarts while it is read: no backup, least of all a verified one
     before = bench.emmc.read_bytes()
     with monkeypatch.context() as patch:
-        failing = Failing(patch, "_exact", 12, lambda: power_button("system_reset"))
+        failing = Failing(patch, "_exact", 12, reset)
         bench.run("backup", "create", *medium, *via, code=ExitCode.LINK)
         assert failing.seconds < LINK_SECONDS
     assert bench.run("backup", "list")["backups"] == []
@@ -151,7 +159,7 @@ def test_board_that_restarts_meanwhile(bench: Bench, monkeypatch: pytest.MonkeyP
 
     # restarts while it is rolled back
     with monkeypatch.context() as patch:
-        failing = Failing(patch, "write", 2, lambda: power_button("system_reset"))
+        failing = Failing(patch, "write", 2, reset)
         bench.run("flash", "rollback", run, *via, "--yes", code=ExitCode.LINK)
         assert failing.seconds < LINK_SECONDS
     bench.wait()
