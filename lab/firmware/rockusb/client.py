@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -249,11 +250,18 @@ class Rockusb:
             for entry in loader.of_kind(kind):
                 self._download(index, entry.data)
                 self.bus.wait(entry.delay_ms / 1000)
-        self.reconnect()
-        if not self.ready():
-            raise link_error(
-                f"rockusb {self.found.path}: the loader was taken, but does not answer", "power-cycle, try again"
-            )
+        # for a moment the mask ROM's device is still on the bus
+        end = time.monotonic() + ENUMERATION_SECONDS
+        for _ in range(round(ENUMERATION_SECONDS / STEP_SECONDS)):
+            self.reconnect()
+            if self.ready():
+                return
+            if time.monotonic() >= end:
+                break
+            self.bus.wait(STEP_SECONDS)
+        raise link_error(
+            f"rockusb {self.found.path}: the loader was taken, but does not answer", "power-cycle, try again"
+        )
 
     def _download(self, index: int, data: bytes) -> None:
         assert self._link is not None
