@@ -75,6 +75,17 @@ def test_kernel_takes_the_fragments_of_its_options() -> None:
     assert "rocket-module.cfg" not in debug
 
 
+def test_nothing_passes_for_independent_of_the_machine() -> None:
+    """yocto-check-layer: packages of all machines whose run-time dependencies are a machine's differ by machine."""
+    for path in LAYER.glob("**/*.bb"):
+        text = path.read_text()
+        assert not re.search(r"^inherit .*allarch", text, re.MULTILINE) or "RDEPENDS" not in text, path
+
+
+def test_the_layer_s_readme_leads_to_the_repository_s() -> None:
+    assert "README.md" in (LAYER / "README.md").read_text()
+
+
 def test_the_virtual_board_s_kernel_is_the_other_path_s() -> None:
     text = (LAYER / "conf/machine/rk3588-virt.conf").read_text()
     settings = dict(re.findall(r'^(NPULAB_DEFAULTS|NPULAB_BOARD_FRAGMENT) = "(.*)"$', text, re.MULTILINE))

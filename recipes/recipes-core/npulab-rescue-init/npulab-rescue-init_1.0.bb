@@ -10,8 +10,6 @@ SRC_URI = "file://init"
 
 S = "${UNPACKDIR}"
 
-inherit allarch
-
 do_install() {
     install -m 0755 ${S}/init ${D}/init
 }

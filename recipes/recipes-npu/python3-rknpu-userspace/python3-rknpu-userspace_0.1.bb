@@ -16,7 +16,7 @@ SRC_URI = "\
 
 S = "${UNPACKDIR}"
 
-inherit allarch python3-dir ptest
+inherit python3-dir ptest
 
 do_install() {
     install -d ${D}${PYTHON_SITEPACKAGES_DIR}
