@@ -53,6 +53,7 @@ USER = "1000"
 LEFT_OUT = ("lab/virt/qemu", "lab/assemble", "lab/audit", "lab/commands", "lab/kernel", "lab/report")
 """Parts of the kit that its firmware code does not import."""
 ANSWER_SECONDS = 240.0
+ENUMERATION_SECONDS = 60.0
 
 
 def archive_of_the_kit() -> bytes:
@@ -77,7 +78,7 @@ class Host:
         make_board(root / "twin", self.board, serial="0002", sizes=SIZES)
         self.engine, self.twin = Engine(root / "board", "loader"), Engine(root / "twin", "loader")
         self.twin.connected = False
-        self.sockets = [str(root / name) for name in ("one", "two", "three")]
+        self.ports = UsbPorts([str(root / name) for name in ("one", "two", "three")], [self.engine, self.twin])
         self.card = root / "card.img"
         self.ssh: list[str] = []
         self.agent: subprocess.Popen[bytes] | None = None
@@ -86,7 +87,7 @@ class Host:
         return (self.root / "board" / f"{name}.img").read_bytes()
 
     def start(self) -> None:
-        plugs = [word for where in self.sockets for word in ("--usbredir", where)]
+        plugs = [word for port in self.ports.ports for word in ("--usbredir", port.where)]
         self.card.write_bytes(bytes(CARD_SIZE - (1 << 20)) + os.urandom(1 << 20))
         card = ["--emmc", str(self.card)]
         assert cli.main(["virt", "--quiet", "up", "--name", NAME, "--dtb", TREE, *plugs, *card]) == 0
@@ -157,22 +158,30 @@ class Host:
         done = subprocess.run([*self.ssh, f"cat {path}"], capture_output=True, timeout=120, check=True)
         return done.stdout
 
+    def wait_until_enumerated(self) -> None:
+        deadline = time.monotonic() + ENUMERATION_SECONDS
+        while not self.ports.configured(self.engine):
+            assert time.monotonic() < deadline, "the kernel has not enumerated it"
+            time.sleep(0.02)
+
     def plug(self, personality: str) -> None:
         """The board, switched on in that mode, in the first port, without faults, and seen by the kernel."""
-        self.engine.options.faults = []
-        self.engine.port = "1-1"
-        self.engine.initial = personality
-        seen = "$(dmesg | grep -c 'New USB device found')"
-        devices = self.shell(f"echo {seen}").strip()
-        self.engine.power_on()
-        arrived = f"[ {seen} -gt {devices} ] && {LISTED} > /dev/null"
-        self.shell(f"for i in $(seq 100); do {arrived} && udevadm settle && exit; sleep 0.1; done; exit 1")
+        engine = self.engine
+        engine.options.faults = []
+        if engine.connected and not engine.hung:
+            self.wait_until_enumerated()
+        engine.connected = False
+        engine.port, engine.initial = "1-1", personality
+        engine.power_on()
+        self.wait_until_enumerated()
+        self.shell("for i in $(seq 100); do [ -e /sys/bus/usb/devices/3-1:1.0 ] && exit; sleep 0.1; done; exit 1")
+        self.shell("udevadm settle")
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     host = Host(tmp_path_factory.mktemp("usb"))
-    with UsbPorts(host.sockets, [host.engine, host.twin]):
+    with host.ports:
         try:
             host.start()
             yield host

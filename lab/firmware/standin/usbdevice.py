@@ -72,6 +72,11 @@ class RedirectedDevice:
 
     # ---- on the bus and off it
 
+    @property
+    def configured(self) -> bool:
+        """Whether the guest has enumerated the device in its present life: the last step is its configuration."""
+        return self._plugged is not None and not self._has_left() and self._configuration != 0
+
     def _follow(self, now: float) -> None:
         """Tell the guest when the device has left, and when there is one."""
         if self._parser.peer is None:

@@ -95,6 +95,14 @@ class UsbPorts:
         for engine in self.engines:
             engine.close()
 
+    def configured(self, engine: Engine) -> bool:
+        """Whether a guest has enumerated an engine since it last came to the bus.
+
+        Who unplugs it before that leaves Linux waiting: QEMU's xHCI answers no transfer that a detach interrupts, and
+        each of them takes 5 s to time out, where a real host reports a transaction error at once.
+        """
+        return any(port.device is not None and port.engine is engine and port.device.configured for port in self.ports)
+
     def _remove_sockets(self) -> None:
         for port in self.ports:
             port.listener.close()

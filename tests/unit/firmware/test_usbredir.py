@@ -345,6 +345,21 @@ def test_ports(engine: Engine, tmp_path: Path) -> None:
     assert not first.exists() and not second.exists()
 
 
+def test_when_a_guest_has_enumerated_it(engine: Engine, tmp_path: Path) -> None:
+    """From the configuration on, and not after a restart, even before the guest heard of that."""
+    with UsbPorts([str(tmp_path / "port")], [engine]) as ports:
+        assert not ports.configured(engine)
+        guest = SocketGuest(tmp_path / "port")
+        guest.until(Kind.HELLO, *PLUG)
+        assert not ports.configured(engine)
+        guest.stream.sendall(guest.parser.encode(Kind.SET_CONFIGURATION, 1, b"\1"))
+        guest.until(Kind.CONFIGURATION_STATUS)
+        assert ports.configured(engine)
+        engine.power_on()
+        assert not ports.configured(engine)
+        guest.until(*UNPLUG, *PLUG)
+
+
 def test_a_port_survives_a_guest_that_talks_nonsense(engine: Engine, tmp_path: Path) -> None:
     said: list[str] = []
     with UsbPorts([str(tmp_path / "port")], [engine], said.append):
