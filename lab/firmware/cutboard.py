@@ -19,7 +19,7 @@ from pathlib import Path
 from lab import boards, process
 from lab.cache import Cache, digest, file_digest
 from lab.errors import ExitCode, KitError
-from lab.firmware.transports.linux import LinuxTransport
+from lab.firmware.transports.linux import LinuxTransport, open_linux
 from lab.firmware.transports.ssh import SshRemote
 from lab.virt.background import ssh_options, wait_for_ssh
 from lab.virt.board import BoardConfig, VirtualBoard
@@ -142,11 +142,7 @@ class CutBoard:
         if self._transport is None:
             assert self._board is not None and self._config.ssh_key is not None
             remote = SshRemote(f"root@127.0.0.1:{self._board.ssh_port}", ssh_options(self._config.ssh_key))
-            try:
-                self._transport = LinuxTransport(board, remote)
-            except BaseException:
-                remote.close()
-                raise
+            self._transport = open_linux(board, remote)
         return self._transport
 
     def close(self) -> None:

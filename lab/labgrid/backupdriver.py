@@ -24,7 +24,7 @@ from lab.firmware.flash.session import Session, Wish
 from lab.firmware.medium import Transport
 from lab.firmware.store import Store, create, default_root
 from lab.firmware.store.manifest import Manifest
-from lab.firmware.transports.linux import LinuxTransport
+from lab.firmware.transports.linux import open_linux
 from lab.firmware.transports.select import far_block, open_transport
 from lab.firmware.transports.ssh import SshRemote
 from lab.labgrid import remotehost
@@ -138,7 +138,7 @@ class BackupDriver(Driver):
         elif rockusb is not None:
             transport = rockusb.transport()
         else:
-            transport = LinuxTransport(board, self._remote(self.way()))
+            transport = open_linux(board, self._remote(self.way()))
         try:
             yield transport
         finally:

@@ -119,7 +119,7 @@ class VirtualBoard:
         self._console: socket.socket | None = None
         self._qmp: Qmp | None = None
         self._recent = b""
-        self._tree_path, self._serial = config.dtb, ""
+        self._serial = chips.board_serial(config.nor, config.emmc)
 
     # logs
     @property
@@ -144,7 +144,8 @@ class VirtualBoard:
 
     def programs(self, runtime: Runtime) -> list[Program]:
         """The model and QEMU, in the order of their start."""
-        self._write_tree(runtime)
+        if self._serial:
+            self._tree(runtime).write_bytes(with_serial(self.config.dtb.read_bytes(), self._serial))
         qemu_log, model_out = self.results / "qemu.log", self.results / "model-stderr.log"
         argv = self._loader_argv(runtime) if self.config.loader else self.qemu_argv(runtime)
         programs = [Program("qemu", "QEMU", argv, qemu_log, logs=(self.machine_log,))]
@@ -165,17 +166,9 @@ class VirtualBoard:
             programs.insert(0, model)
         return programs
 
-    def _write_tree(self, runtime: Runtime) -> None:
-        """The board's tree as a boot loader hands it over: with a serial number, if the board has a chip to keep one.
-
-        As long as it has the same chips it is the same board.
-        """
-        chip = self.config.nor or self.config.emmc
-        self._serial = f"{chips.serial(chip):08x}" if chip else ""
-        self._tree_path = self.config.dtb
-        if chip:
-            self._tree_path = runtime.path / "board.dtb"
-            self._tree_path.write_bytes(with_serial(self.config.dtb.read_bytes(), self._serial))
+    def _tree(self, runtime: Runtime) -> Path:
+        """The board's tree as a boot loader hands it over: with a serial number, if it has a chip to keep one."""
+        return runtime.path / "board.dtb" if self._serial else self.config.dtb
 
     def _loader_argv(self, runtime: Runtime) -> list[str]:
         """The boot loader's player, which runs QEMU; its port must outlast each QEMU, so it is chosen here."""
@@ -185,8 +178,8 @@ class VirtualBoard:
             "argv": self.qemu_argv(runtime),
             "loader": config.loader,
             "emmc": str(config.emmc),
-            "rescue": self._kernel_argv(),
-            "dtb": str(self._tree_path),
+            "rescue": self._kernel_argv(runtime),
+            "dtb": str(self._tree(runtime)),
             "serial": self._serial,
             "fdtfile": f"rockchip/{config.dtb.name}",
             "runtime": str(runtime.path),
@@ -205,12 +198,12 @@ class VirtualBoard:
         if config.loader:
             monitor = f"unix:{_quoted(runtime.socket('loader'))},server=on,wait=off"
             return [BOOT_WORD, "-qmp", monitor, "-action", "reboot=shutdown"]
-        return self._kernel_argv()
+        return self._kernel_argv(runtime)
 
-    def _kernel_argv(self) -> list[str]:
+    def _kernel_argv(self, runtime: Runtime) -> list[str]:
         """The configuration's own kernel and root file system."""
         config = self.config
-        argv = ["-kernel", str(config.kernel), "-dtb", str(self._tree_path), "-append", config.cmdline]
+        argv = ["-kernel", str(config.kernel), "-dtb", str(self._tree(runtime)), "-append", config.cmdline]
         return [*argv, "-initrd", str(config.initrd)] if config.initrd else argv
 
     def qemu_argv(self, runtime: Runtime) -> list[str]:

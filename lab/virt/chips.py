@@ -60,6 +60,12 @@ def emmc(path: Path, size: int = EMMC_DEFAULT_SIZE) -> Path:
     return path
 
 
+def board_serial(nor: Path | None, emmc: Path | None) -> str:
+    """The serial number of a board with these chips, empty for one without: the same chips are the same board."""
+    chip = nor or emmc
+    return f"{serial(chip):08x}" if chip else ""
+
+
 def serial(path: Path) -> int:
     """The serial number of the chip whose content is in a file, 1 to 2**32 - 1: the same whenever it is used.
 

@@ -118,7 +118,25 @@ def _node_size(path: Path) -> int:
         raise from_os_error(error, f"opening {path}") from error
 
 
-class BlockTransport:
+class InReader:
+    """What transports of one medium of a board, in a reader, have in common."""
+
+    name: str
+    _info: StorageInfo
+
+    def storages(self) -> list[StorageInfo]:
+        return [self._info]
+
+    def _expect(self, storage: str) -> None:
+        """KitError (no device) for another medium than the one that is in the reader."""
+        if storage != self._info.name:
+            raise KitError(ExitCode.NO_DEVICE, f"{self.name} holds {self._info.name}, not {storage}")
+
+    def reset(self) -> None:
+        raise KitError(ExitCode.USAGE, "a medium in a reader cannot be restarted", "put it back and power the board on")
+
+
+class BlockTransport(InReader):
     """One medium of a board, in a reader on this host (or in an image file)."""
 
     def __init__(self, path: Path, storage: str, kind: str) -> None:
@@ -148,18 +166,11 @@ class BlockTransport:
             values[f"disk-serial:{storage}"] = f"image:{self.path.resolve()}"
         return clean(values)
 
-    def storages(self) -> list[StorageInfo]:
-        return [self._info]
-
     def open(self, storage: str, *, write: bool = False) -> Medium:
-        if storage != self._info.name:
-            raise KitError(ExitCode.NO_DEVICE, f"{self.name} holds {self._info.name}, not {storage}")
+        self._expect(storage)
         if write and self._info.mounted:
             raise KitError(ExitCode.REFUSED, f"{self.path} is mounted at {self._info.mounted[0]}", "unmount it first")
         return FileMedium(self.path, self._info, write=write)
-
-    def reset(self) -> None:
-        raise KitError(ExitCode.USAGE, "a medium in a reader cannot be restarted", "put it back and power the board on")
 
     def close(self) -> None:
         return

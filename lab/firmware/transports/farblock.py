@@ -11,10 +11,11 @@ import re
 from lab.errors import ExitCode, KitError
 from lab.firmware.identity import Identity, clean
 from lab.firmware.medium import Medium, StorageInfo
+from lab.firmware.transports.block import InReader
 from lab.firmware.transports.linux import LinuxMedium, Remote, discover, drop_caches, mount_points
 
 
-class FarBlockTransport:
+class FarBlockTransport(InReader):
     """The block device ``path`` of the host behind ``remote``, which holds the board's ``storage``."""
 
     def __init__(self, remote: Remote, path: str, storage: str, kind: str) -> None:
@@ -53,12 +54,8 @@ class FarBlockTransport:
         values[f"disk-serial:{storage}"] = wwid.decode(errors="replace")
         return clean(values)
 
-    def storages(self) -> list[StorageInfo]:
-        return [self._info]
-
     def open(self, storage: str, *, write: bool = False) -> Medium:
-        if storage != self._info.name:
-            raise KitError(ExitCode.NO_DEVICE, f"{self.name} holds {self._info.name}, not {storage}")
+        self._expect(storage)
         if write:
             self._check_unused()
         return LinuxMedium(self, self._info, self._device, write=write)
@@ -83,9 +80,6 @@ class FarBlockTransport:
 
     def drop_caches(self, path: str) -> None:
         drop_caches(self.remote, path)
-
-    def reset(self) -> None:
-        raise KitError(ExitCode.USAGE, "a medium in a reader cannot be restarted", "put it back and power the board on")
 
     def close(self) -> None:
         self.remote.close()

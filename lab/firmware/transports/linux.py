@@ -239,6 +239,15 @@ class LinuxMedium:
             self._force_read_only(True)
 
 
+def open_linux(board: Board, remote: Remote) -> LinuxTransport:
+    """The board behind ``remote``; that is closed when nothing comes of it."""
+    try:
+        return LinuxTransport(board, remote)
+    except BaseException:
+        remote.close()
+        raise
+
+
 class LinuxTransport:
     """A board that runs Linux."""
 

@@ -30,7 +30,7 @@ from lab.firmware.standin.inprocess import EngineBus
 from lab.firmware.standin.socketbus import SocketBus
 from lab.firmware.transports.block import BlockTransport, DrillTransport
 from lab.firmware.transports.farblock import FarBlockTransport
-from lab.firmware.transports.linux import LinuxTransport
+from lab.firmware.transports.linux import open_linux
 from lab.firmware.transports.rockusb import RockusbTransport
 from lab.firmware.transports.serial import SerialRemote, open_port
 from lab.firmware.transports.ssh import SshRemote, arguments, check_destination
@@ -60,7 +60,7 @@ def open_transport(via: str, board: Board, loader: Loader | None = None) -> Tran
         from lab.virt.background import find_board  # much comes with it
 
         running = find_board(where or None)
-        return _linux(board, SshRemote(f"root@127.0.0.1:{running.ssh_port}", running.ssh_options))
+        return open_linux(board, SshRemote(f"root@127.0.0.1:{running.ssh_port}", running.ssh_options))
     if not where:
         raise KitError(ExitCode.USAGE, f"--via {via}: not a way to a board", f"one of {FORMS}")
     if kind == "file":
@@ -72,18 +72,10 @@ def open_transport(via: str, board: Board, loader: Loader | None = None) -> Tran
         path, _, name = extra.partition(",")
         return far_block(board, SshRemote(where), path, name)
     if kind == "ssh":
-        return _linux(board, SshRemote(where))
+        return open_linux(board, SshRemote(where))
     if kind == "serial":
-        return LinuxTransport(board, SerialRemote(open_port(rest, board.console.baud), f"serial:{rest}"))
+        return open_linux(board, SerialRemote(open_port(rest, board.console.baud), f"serial:{rest}"))
     raise KitError(ExitCode.USAGE, f"--via {via}: not a way to a board", f"one of {FORMS}")
-
-
-def _linux(board: Board, remote: SshRemote) -> LinuxTransport:
-    try:
-        return LinuxTransport(board, remote)
-    except BaseException:
-        remote.close()
-        raise
 
 
 def far_block(board: Board, remote: SshRemote, path: str, name: str = "") -> FarBlockTransport:
