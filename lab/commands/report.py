@@ -142,6 +142,9 @@ def _convert(args: argparse.Namespace, out: Output) -> dict[str, Any]:
 
 def _expectations(args: argparse.Namespace, out: Output) -> dict[str, Any]:
     found = [entry for name in expectations.names(args.board) for entry in expectations.load(name)]
-    rows = [[e.board, e.expect, e.test, " ".join(e.kernels), f"{e.reason} ({e.evidence})"] for e in found]
-    out.table("expectations", ["board", "expect", "test", "kernels", "why"], rows)
+    rows = [
+        [e.board, e.expect, e.test, " ".join(e.kernels), "\n".join(e.fixed_by), f"{e.reason} ({e.evidence})"]
+        for e in found
+    ]
+    out.table("expectations", ["board", "expect", "test", "kernels", "unless it has", "why"], rows)
     return {"expectations": [entry.document() for entry in found]}

@@ -81,6 +81,7 @@ class KitQEMUDriver(ConsoleExpectMixin, Driver, PowerProtocol, ConsoleProtocol, 
         self.txchunk: int | None = None
         self.virtual_board: VirtualBoard | None = None
         self.config: BoardConfig | None = None
+        self.kernel_patches: list[str] | None = None
         self._results_dir: Path | None = None
 
     @property
@@ -135,6 +136,8 @@ class KitQEMUDriver(ConsoleExpectMixin, Driver, PowerProtocol, ConsoleProtocol, 
             ssh_port=self._slot_port() if self.slot else self.ssh_port,
             strict_supplies=self.strict_supplies,
         )
+        if "kernel_image" not in files:
+            self.kernel_patches = [patch["name"] for patch in artifacts.manifest["kernel"]["patches"]]
         return dataclasses.replace(
             config, kernel=files.get("kernel_image", config.kernel), initrd=files.get("initrd", config.initrd)
         )

@@ -70,6 +70,11 @@ class KitStrategy(Strategy):
         super().__attrs_post_init__()
         self.boot_seconds: float | None = None
 
+    @property
+    def kernel_patches(self) -> list[str] | None:
+        """File names of the kit's patches that the kernel has; None where only the board could tell."""
+        return getattr(self.power, "kernel_patches", None)
+
     # what the environment has
     def _optional(self, kind: str, name: str | None = None) -> Any:
         """The target's driver of that class (or protocol) and name; None when it has none."""

@@ -28,7 +28,10 @@ SCHEMA = ROOT / "expectations.schema.json"
 
 @dataclass(frozen=True)
 class Expectation:
-    """One entry. ``test`` is a test's id, in which ``*`` stands for anything, as in each of ``kernels``."""
+    """One entry. ``test`` is a test's id, in which ``*`` stands for anything, as in each of ``kernels``.
+
+    ``fixed_by``: file names of kernel patches; it does not speak of a kernel that is known to have one of them.
+    """
 
     board: str
     test: str
@@ -37,15 +40,17 @@ class Expectation:
     evidence: str
     file: str
     kernels: tuple[str, ...] = ("*",)
+    fixed_by: tuple[str, ...] = ()
     attempts: int = 3
 
     def is_for(self, test: str) -> bool:
         """Whether it speaks of a test."""
         return _pattern(self.test).fullmatch(test) is not None
 
-    def applies(self, test: str, kernel: str) -> bool:
-        """Whether it speaks of a test on that kernel release."""
-        return self.is_for(test) and any(_pattern(one).fullmatch(kernel) for one in self.kernels)
+    def applies(self, test: str, kernel: str, patches: Iterable[str] = ()) -> bool:
+        """Whether it speaks of a test on that kernel release with those patches."""
+        fixed = not set(self.fixed_by).isdisjoint(patches)
+        return not fixed and self.is_for(test) and any(_pattern(one).fullmatch(kernel) for one in self.kernels)
 
     def document(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -157,6 +162,6 @@ def check_ids(found: Iterable[Expectation], tests: Sequence[str], files: Iterabl
             raise KitError(ExitCode.USAGE, f"{entry.file}: there is no test {entry.test}", hint)
 
 
-def select(found: Iterable[Expectation], test: str, kernel: str) -> Expectation | None:
-    """The first entry that speaks of a test on a kernel release."""
-    return next((entry for entry in found if entry.applies(test, kernel)), None)
+def select(found: Iterable[Expectation], test: str, kernel: str, patches: Iterable[str] = ()) -> Expectation | None:
+    """The first entry that speaks of a test on a kernel release with those patches."""
+    return next((entry for entry in found if entry.applies(test, kernel, patches)), None)

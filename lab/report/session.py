@@ -119,6 +119,7 @@ class Session:
             "seconds": None if seconds is None else round(seconds, 2),
             "bad": [str(record) for record in boot.records if record.bad],
         }
+        self.facts["kernel"]["patches"] = getattr(strategy, "kernel_patches", None)
         self.write({"kind": "facts", **self.facts})
         if self._chosen is None:
             name = self.facts["board"]["name"]
@@ -199,7 +200,8 @@ class Session:
         attempt = self._attempt(item)
         if self._journal is None or attempt.log is not None or any(item.iter_markers("skip")):
             return
-        attempt.expectation = expectations.select(self._known, item.nodeid, self.facts["kernel"]["release"])
+        kernel = self.facts["kernel"]
+        attempt.expectation = expectations.select(self._known, item.nodeid, kernel["release"], kernel["patches"] or ())
         if attempt.expectation is not None and attempt.expectation.expect == "skip":
             pytest.skip(attempt.expectation.reason)
         self._watch.start()

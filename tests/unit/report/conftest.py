@@ -180,6 +180,7 @@ def results(tests: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         },
         "kernel": {
             "release": "7.3.4-npulab", "version": "#1 SMP", "cmdline": "root=/dev/vda rw", "srcversion": "", "taint": 0,
+            "patches": ["0001-accel-rocket.patch"],
         },
         "npu": _npu("active"),
         "temperatures": {"package": 41.5},

@@ -236,6 +236,12 @@ def test_left_out():
 
 def test_on_other_kernels():
     assert False
+
+def test_fixed():
+    pass
+
+def test_fixed_elsewhere():
+    assert False
 """
 
 FILE = """
@@ -250,11 +256,16 @@ expectations:
   - {{test: "tests/board/test_it.py::test_left_out", expect: skip, reason: hangs the SoC's bus, evidence: commit 12}}
   - {{test: "tests/board/test_it.py::{other}", expect: fail, reason: only there it fails, evidence: commit 1234,
       kernels: ["6.18*"]}}
+  - {{test: "tests/board/test_it.py::test_fixed", expect: fail, reason: without the patch, evidence: commit 12,
+      fixed_by: [0005-not-there.patch, 0001-here.patch]}}
+  - {{test: "tests/board/test_it.py::test_fixed_elsewhere", expect: fail, reason: without the patch, evidence: commit 1,
+      fixed_by: [0002-not-there.patch]}}
 """
 
 
 def test_expectations(tmp_path: Path) -> None:
-    conftest = CONFTEST + "\nimport lab.report.facts as f\nf.FACTS += 'echo'\n"
+    strategy = "type('Strategy', (), {'kernel_patches': ['0001-here.patch']})()"
+    conftest = CONFTEST.replace("config, BOARD", f"config, BOARD, {strategy}")
     (tmp_path / "mine.yaml").write_text(FILE.format(other="test_on_other_kernels"))
     code, text = run_pytest(tmp_path, EXPECTED, "--npulab-expectations", "mine.yaml", conftest=conftest)
     assert code == 1, text
@@ -266,6 +277,8 @@ def test_expectations(tmp_path: Path) -> None:
         "test_never": "failed",
         "test_left_out": "skipped",
         "test_on_other_kernels": "failed",
+        "test_fixed": "passed",
+        "test_fixed_elsewhere": "xfailed",
     }
     assert found["test_mended"]["message"].startswith("unexpected pass: take it out of mine.yaml")
     assert found["test_now_and_then"]["attempts"] == 3

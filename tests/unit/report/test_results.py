@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab.errors import ExitCode, KitError
+from lab.kernel.patches import FOLDER as PATCHES
 from lab.report import document, junit, kcidb, record
 from lab.report.expectations import check_ids, load, names, parse
 
@@ -304,5 +305,7 @@ def test_shipped_expectations_are_right() -> None:
     for name in names():
         for entry in load(name):
             assert (checkout / entry.test.partition("::")[0]).is_file(), entry
+    patches = {path.name for path in PATCHES.glob("*/*.patch")}
+    assert {name for board in names() for entry in load(board) for name in entry.fixed_by} <= patches
     with pytest.raises(KitError, match="no expectations of a board vurt"):
         names("vurt")
