@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import Commands
 
 import lab
 from lab import boards, cli
@@ -309,25 +310,37 @@ def test_a_silent_device_is_given_up(host: Host) -> None:
     assert lost["code"] == ExitCode.LINK and lost["seconds"] < 60
 
 
-def test_from_another_host(host: Host, loader: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Mask ROM, a loader, a second life on the bus, a backup, damage, its repair: by the kit's commands, over ssh."""
+def test_from_another_host(
+    host: Host, loader: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From mask ROM on, over ssh: a backup, damage and its repair, a boot loader that is flashed and undone."""
     host.plug("maskrom")
     monkeypatch.setenv("PATH", host.named_ssh())
     (tmp_path / "loader.bin").write_bytes(loader)
-    way, store = f"rockusb+ssh:{NAME},3-1", ["--store", str(tmp_path / "store")]
-    words = ["--board", host.board.name, "--via", way]
-    start = ["--usb-loader", str(tmp_path / "loader.bin"), "--usb-loader-sha256", hashlib.sha256(loader).hexdigest()]
-    assert cli.main(["board", "--json", "probe", *words, *store]) == 0
+    user, via = Commands(tmp_path, capsys), ("--via", f"rockusb+ssh:{NAME},3-1")
+    words = ("--board", host.board.name, *via)
+    digest = hashlib.sha256(loader).hexdigest()
+    start = ("--usb-loader", str(tmp_path / "loader.bin"), "--usb-loader-sha256", digest)
+    assert user.run("board", "probe", *words)["mode"] == "maskrom"
     assert host.engine.mode == "maskrom", "it was looked at only"
     before = host.image()
-    assert cli.main(["backup", "--quiet", "create", *words, *start, *store]) == 0
+    assert user.run("backup", "create", *words, *start)["verified"]
     assert host.engine.mode == "usbplug"
     with (host.root / "board" / "emmc.img").open("r+b") as medium:
         medium.seek(1 << 20)
         medium.write(os.urandom(100 << 10))
-    assert cli.main(["backup", "--quiet", "verify", "latest", "--via", way, *store]) == ExitCode.MISMATCH
-    assert cli.main(["backup", "--quiet", "restore", "latest", "--via", way, "--yes", *store]) == 0
+    user.run("backup", "verify", "latest", *via, code=ExitCode.MISMATCH)
+    user.run("backup", "restore", "latest", *via, "--yes")
     assert host.image() == before
+    nor, boot = host.image("spi"), tmp_path / "u-boot-rockchip-spi.bin"
+    boot.write_bytes(b"\xff" * 0x8000 + b"RKNS" + os.urandom(100_001))
+    stated = ("--loader", str(boot), "--loader-sha256", hashlib.sha256(boot.read_bytes()).hexdigest())
+    run = str(user.run("flash", "plan", *words, "--storage", "spi", *stated)["run"])
+    host.engine.options.faults = [faults.Fault("disconnect", "write", after=2)]
+    assert user.run("flash", "run", run, *via, "--yes")["state"] == "verified"
+    assert host.image("spi").startswith(boot.read_bytes())
+    assert user.run("flash", "rollback", run, *via, "--yes")["state"] == "rolled-back"
+    assert (host.image(), host.image("spi")) == (before, nor)
     assert host.agents() == 0
 
 
