@@ -7,6 +7,7 @@ import datetime
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from lab.boards import Board
@@ -145,14 +146,17 @@ def loader_item(board: Board, info: StorageInfo, path: Path, stated: str | None,
     return Item(info.name, region.name, base, last, True, source), base, found
 
 
-def source_of(plan: FlashPlan, number: int, kind: str) -> ImageSource:
-    """Open an image of the plan; KitError when it is not the planned content any more."""
+def open_image(plan: FlashPlan, number: int, kind: str) -> ImageSource:
+    """An image of the plan, as it is now: `check_image` tells whether it is the planned content."""
     image = plan.images[number]
-    opened = ImageSource(Path(image.path), image.base, b"\xff" if kind == "spi-nor" else b"\0")
-    if opened.identity() != f"image {image.sha256} at {image.base}":
-        opened.close()
+    return ImageSource(Path(image.path), image.base, b"\xff" if kind == "spi-nor" else b"\0")
+
+
+def check_image(plan: FlashPlan, number: int, opened: ImageSource, over: Event | None = None) -> None:
+    """KitError (refused) when an image is not the planned content any more. Reads all of it, unless ``over`` is set."""
+    image = plan.images[number]
+    if opened.digest(over) != image.sha256:
         raise KitError(ExitCode.REFUSED, f"{image.path} changed since the plan was made", "plan again")
-    return opened
 
 
 def make(

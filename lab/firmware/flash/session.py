@@ -5,13 +5,17 @@ from __future__ import annotations
 
 import errno
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from threading import Event
 
 from lab.boards import Board
 from lab.cache import file_digest
 from lab.errors import ExitCode, KitError, from_os_error
 from lab.firmware import gpt
+from lab.firmware.ahead import beside
 from lab.firmware.flash import bmap, engine, gate
 from lab.firmware.flash import plan as plans
 from lab.firmware.flash.engine import Journal, Report, Run
@@ -108,8 +112,9 @@ def changes(store: Store, plan: FlashPlan, infos: dict[str, StorageInfo]) -> lis
     readers = {name: StorageReader.of(store, backup, name) for name in plan.storages()}
     rows: dict[str, dict[str, object]] = {}
     for item in plan.items:
-        source = plans.source_of(plan, item.source, infos[item.storage].kind)
+        source = plans.open_image(plan, item.source, infos[item.storage].kind)
         try:
+            plans.check_image(plan, item.source, source)
             differ = sum(
                 length
                 for offset, length in engine.chunks(item)
@@ -142,7 +147,6 @@ class Session:
         self.store, self.plan = store, plan
         self.directory = store.runs / plan.id
         self.journal = Journal(self.directory)
-        self._open: list[ImageSource] = []
 
     @staticmethod
     def load(store: Store, run: str) -> Session:
@@ -155,27 +159,29 @@ class Session:
         disk.replace(self.directory / "plan.json", plans.dump(self.plan))
         self.journal.add("planned", backup=self.plan.backup, trusted=self.plan.identity_trusted)
 
-    def _backup_sources(self, backup: Manifest) -> engine.SourceOf:
+    def _backup_sources(self, backup: Manifest, *, checked: bool = False) -> engine.SourceOf:
         readers: dict[str, StorageReader] = {}
 
         def source(item: Item, info: StorageInfo) -> Source:
             if item.storage not in readers:
-                readers[item.storage] = StorageReader.of(self.store, backup, item.storage)
-            return BackupSource(backup.id, readers[item.storage])
+                readers[item.storage] = StorageReader.of(self.store, backup, item.storage, checked=checked)
+            return BackupSource(readers[item.storage])
 
         return source
 
-    def _image_sources(self) -> engine.SourceOf:
+    def _open_images(self, media: dict[str, StorageInfo], stack: ExitStack) -> dict[tuple[int, str], ImageSource]:
+        """The images by number and kind of medium; ``stack`` closes them."""
         opened: dict[tuple[int, str], ImageSource] = {}
-
-        def source(item: Item, info: StorageInfo) -> Source:
-            key = (item.source, info.kind)
+        for item in self.plan.items:
+            key = (item.source, media[item.storage].kind)
             if key not in opened:
-                opened[key] = plans.source_of(self.plan, item.source, info.kind)
-                self._open.append(opened[key])
-            return opened[key]
+                opened[key] = plans.open_image(self.plan, *key)
+                stack.callback(opened[key].close)
+        return opened
 
-        return source
+    def _check_images(self, images: dict[tuple[int, str], ImageSource], over: Event) -> None:
+        for (number, _), source in images.items():
+            plans.check_image(self.plan, number, source, over)
 
     def run(self, transport: Transport, meter: Meter, *, lose_changes: bool = False) -> Report:
         """Write the plan, or go on after an interruption.
@@ -187,14 +193,22 @@ class Session:
             return Report(self.plan.size, 0, 0)
         if state in ("rolling-back", "rolled-back"):
             raise KitError(ExitCode.USAGE, f"{self.plan.id} was rolled back", "plan again")
-        engine.check_board(self.plan, transport)
+        media = engine.check_board(self.plan, transport)
         backup = self.store.load(self.plan.backup)
-        gate.assert_readable(self.store, backup, self.plan.items, meter)
         # After an interruption a chunk may be torn: neither old nor new, and still ours.
-        known = None if lose_changes or "writing" in self.journal.states() else self._backup_sources(backup)
-        return self._execute(
-            Run(self.plan, transport, self._image_sources(), meter, self.journal), known, "writing", "verified"
-        )
+        careful = not (lose_changes or "writing" in self.journal.states())
+        # What is compared has passed the gate by then.
+        known = self._backup_sources(backup, checked=True) if careful else None
+        with ExitStack() as stack:
+            images = self._open_images(media, stack)
+            checked = stack.enter_context(beside(partial(self._check_images, images)))
+            gate.assert_readable(self.store, backup, self.plan.items, meter)
+
+            def source(item: Item, info: StorageInfo) -> Source:
+                return images[item.source, info.kind]
+
+            run = Run(self.plan, transport, source, meter, self.journal, checked.result)
+            return self._execute(run, known, "writing", "verified")
 
     def rollback(self, transport: Transport, meter: Meter) -> Report:
         """Bring back what the backup holds for everything that the plan covers."""
@@ -221,10 +235,6 @@ class Session:
             found = from_os_error(error, self.plan.id)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise KitError(found.code, found.message, f"free space, then {go_on}" if full else go_on) from error
-        finally:
-            for source in self._open:
-                source.close()
-            self._open.clear()
 
     def commit(self) -> None:
         """The new content has proven itself: the run is over, its backup stays."""
