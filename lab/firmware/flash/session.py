@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Event
 
 from lab.boards import Board
 from lab.cache import file_digest
@@ -111,20 +110,21 @@ def changes(store: Store, plan: FlashPlan, infos: dict[str, StorageInfo]) -> lis
     backup = store.load(plan.backup)
     readers = {name: StorageReader.of(store, backup, name) for name in plan.storages()}
     rows: dict[str, dict[str, object]] = {}
-    for item in plan.items:
-        source = plans.open_image(plan, item.source, infos[item.storage].kind)
-        try:
-            plans.check_image(plan, item.source, source)
+    with ExitStack() as stack:
+        images = plans.open_images(plan, infos, stack)
+        plans.check_images(plan, images)
+        for item in plan.items:
+            source = images[item.source, infos[item.storage].kind]
             differ = sum(
                 length
                 for offset, length in engine.chunks(item)
                 if source.read(offset, length) != readers[item.storage].read(offset, length)
             )
-        finally:
-            source.close()
-        row = rows.setdefault(item.label, {"region": item.label, "bytes": 0, "changed": 0, "critical": item.critical})
-        row["bytes"] = int(str(row["bytes"])) + item.end - item.start
-        row["changed"] = int(str(row["changed"])) + differ
+            row = rows.setdefault(
+                item.label, {"region": item.label, "bytes": 0, "changed": 0, "critical": item.critical}
+            )
+            row["bytes"] = int(str(row["bytes"])) + item.end - item.start
+            row["changed"] = int(str(row["changed"])) + differ
     return list(rows.values())
 
 
@@ -169,20 +169,6 @@ class Session:
 
         return source
 
-    def _open_images(self, media: dict[str, StorageInfo], stack: ExitStack) -> dict[tuple[int, str], ImageSource]:
-        """The images by number and kind of medium; ``stack`` closes them."""
-        opened: dict[tuple[int, str], ImageSource] = {}
-        for item in self.plan.items:
-            key = (item.source, media[item.storage].kind)
-            if key not in opened:
-                opened[key] = plans.open_image(self.plan, *key)
-                stack.callback(opened[key].close)
-        return opened
-
-    def _check_images(self, images: dict[tuple[int, str], ImageSource], over: Event) -> None:
-        for (number, _), source in images.items():
-            plans.check_image(self.plan, number, source, over)
-
     def run(self, transport: Transport, meter: Meter, *, lose_changes: bool = False) -> Report:
         """Write the plan, or go on after an interruption.
 
@@ -200,8 +186,8 @@ class Session:
         # What is compared has passed the gate by then.
         known = self._backup_sources(backup, checked=True) if careful else None
         with ExitStack() as stack:
-            images = self._open_images(media, stack)
-            checked = stack.enter_context(beside(partial(self._check_images, images)))
+            images = plans.open_images(self.plan, media, stack)
+            checked = stack.enter_context(beside(partial(plans.check_images, self.plan, images)))
             gate.assert_readable(self.store, backup, self.plan.items, meter)
 
             def source(item: Item, info: StorageInfo) -> Source:

@@ -20,9 +20,6 @@ from lab.errors import ExitCode, KitError, from_os_error
 from lab.firmware.identity import Identity, clean
 from lab.firmware.medium import Medium, StorageInfo, check_range, link_error
 
-SEND = 8 << 20
-"""Bytes that are written before the system is told to bring them to the medium."""
-
 
 class FileMedium:
     """A medium in a file or block device node."""
@@ -30,7 +27,6 @@ class FileMedium:
     def __init__(self, path: Path, info: StorageInfo, *, write: bool = False) -> None:
         self.path, self.info, self._write = path, info, write
         self._fd = -1
-        self._unsent = (0, 0)
         self._open()
 
     def _open(self) -> None:
@@ -64,21 +60,11 @@ class FileMedium:
         try:
             while view:
                 done = os.pwrite(self._fd, view, offset)
-                self._send(offset, done)
                 offset, view = offset + done, view[done:]
         except OSError as error:
             if error.errno == errno.ENOSPC:
                 raise from_os_error(error, f"writing {self.path}") from error
             raise link_error(f"{self.path}: writing at byte {offset}: {error.strerror}") from error
-
-    def _send(self, start: int, length: int) -> None:
-        """Have what was written go to the medium meanwhile, not all of it in `flush`."""
-        first, last = self._unsent
-        self._unsent = (start, start + length) if start != last else (first, start + length)
-        if self._unsent[1] - self._unsent[0] >= SEND:
-            # Of pages that are not written yet this starts the writing (mm/fadvise.c).
-            os.posix_fadvise(self._fd, self._unsent[0], self._unsent[1] - self._unsent[0], os.POSIX_FADV_DONTNEED)
-            self._unsent = (0, 0)
 
     def erase(self, offset: int, length: int) -> None:
         step = 1 << 20
