@@ -24,6 +24,7 @@ from lab.firmware.medium import Transport
 from lab.firmware.standin.media import make_board
 from lab.firmware.store import Store, create
 from lab.firmware.store.chunks import Chunks
+from lab.firmware.store.reader import RegionReader, StorageReader
 from lab.firmware.transports.block import DrillTransport, FileMedium
 
 BackUp = Callable[..., create.Result]
@@ -137,6 +138,27 @@ def test_a_checked_chunk_that_is_damaged_is_still_noticed(tmp_path: Path) -> Non
         chunks.path(name).write_bytes(whole)
         with pytest.raises(KitError, match="chunk"):
             chunks.read(name, length, checked=True)
+
+
+def test_a_backup_is_read_by_several_threads(
+    store: Store, board: boards.Board, drill: Path, back_up: BackUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each gets its own piece, also when another thread has just remembered the one that it read last."""
+    made, content = back_up(drill).manifest, (drill / "emmc.img").read_bytes()
+    both = threading.Barrier(WORKERS)
+    last: list[tuple[int, bytes]] = [(-1, b"")]
+
+    def remember(reader: RegionReader, pair: tuple[int, bytes]) -> None:
+        last[0] = pair
+        if pair[0] >= 0:
+            both.wait(30)
+
+    monkeypatch.setattr(RegionReader, "_last", property(lambda reader: last[0], remember), raising=False)
+    reader = StorageReader.of(store, made, "emmc", checked=True)
+    places = [at for at in range(16 << 20, 40 << 20, 1 << 20) if any(content[at : at + 700])][:WORKERS]
+    assert len(places) == WORKERS
+    with closing(ahead(lambda at: reader.read(at, 700), places)) as found:
+        assert list(found) == [content[at : at + 700] for at in places]
 
 
 SIZES = {"spi": 1 << 20, "emmc": 40 << 20, "sd": 0, "emmc.boot0": 0, "emmc.boot1": 0}
