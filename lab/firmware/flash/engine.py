@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lab.errors import ExitCode, KitError
+from lab.firmware.ahead import ahead
 from lab.firmware.flash.plan import FlashPlan, Item
 from lab.firmware.flash.sources import Source
 from lab.firmware.identity import Verdict, compare
-from lab.firmware.medium import Medium, StorageInfo, Transport, find, is_zero
+from lab.firmware.medium import Medium, StorageInfo, Transport, find
 from lab.firmware.store import disk
 from lab.output import Meter
 
@@ -82,8 +84,8 @@ def chunks(item: Item) -> list[tuple[int, int]]:
     return found[::-1] if item.critical else found
 
 
-def check_board(plan: FlashPlan, transport: Transport) -> None:
-    """Is this still the board that was planned for, unmounted?"""
+def check_board(plan: FlashPlan, transport: Transport) -> dict[str, StorageInfo]:
+    """Is this still the board that was planned for, unmounted? The media of the plan by name."""
     match = compare(plan.identity, transport.identify(), plan.storages())
     if match.verdict is Verdict.OTHER or (match.verdict is Verdict.UNKNOWN and not plan.identity_trusted):
         raise KitError(
@@ -91,24 +93,45 @@ def check_board(plan: FlashPlan, transport: Transport) -> None:
             f"not the board that {plan.id} was planned for: {match.reason}",
             "connect the right one",
         )
-    for storage in plan.storages():
-        info = find(transport, storage)
+    media = {storage: find(transport, storage) for storage in plan.storages()}
+    for storage, info in media.items():
         if info.mounted:
             raise KitError(
                 ExitCode.REFUSED,
                 f"{storage} is mounted read-write at {', '.join(info.mounted)}",
                 "boot from another medium (SD card, network, RAM), or flash over USB",
             )
+    return media
+
+
+class _Piece(NamedTuple):
+    """A piece of a medium that was read, what belongs there, and what the backup holds."""
+
+    number: int
+    item: Item
+    offset: int
+    have: bytes
+    source: Source
+    old: Source | None
 
 
 class Run:
-    """One pass over a plan with one source per item."""
+    """One pass over a plan with one source per item. ``ready`` raises KitError when nothing may be written after all.
+
+    The medium is read and written in one thread and in order; sources are read, unpacked and compared beside it.
+    """
 
     def __init__(
-        self, plan: FlashPlan, transport: Transport, source_of: SourceOf, meter: Meter, journal: Journal
+        self,
+        plan: FlashPlan,
+        transport: Transport,
+        source_of: SourceOf,
+        meter: Meter,
+        journal: Journal,
+        ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.plan, self.transport, self.meter, self.journal = plan, transport, meter, journal
-        self._sources = source_of
+        self._sources, self._ready = source_of, ready
         self.done = 0
         self.total = 3 * plan.size
 
@@ -116,7 +139,7 @@ class Run:
         self.done += length
         self.meter.update(self.done, self.total, text)
 
-    def _media(self, *, write: bool) -> Iterator[tuple[Item, Medium, Source]]:
+    def _media(self, *, write: bool) -> Generator[tuple[Item, Medium, Source], None, None]:
         """Each item with its medium open; a medium stays open while consecutive items are on it."""
         medium: Medium | None = None
         try:
@@ -133,68 +156,72 @@ class Run:
             if medium is not None:
                 medium.close()
 
-    def differing(self, known: SourceOf | None) -> list[list[tuple[int, int]]]:
-        """Chunks of each item that differ from the source.
+    def _read(self, known: SourceOf | None, *, back: bool) -> Generator[_Piece, None, None]:
+        """All pieces of the items as the media hold them; ``back`` reads each medium freshly opened."""
+        fresh: set[str] = set()
+        with closing(self._media(write=False)) as media:
+            for number, (item, medium, source) in enumerate(media):
+                if back and item.storage not in fresh:
+                    medium.reopen()
+                    fresh.add(item.storage)
+                old = known(item, medium.info) if known else None
+                for offset, length in chunks(item):
+                    yield _Piece(number, item, offset, medium.read(offset, length), source, old)
+                    self._step(length, f"{'read back' if back else 'compare'} {item.label}")
+
+    def _differs(self, piece: _Piece) -> tuple[_Piece, bool]:
+        length = len(piece.have)
+        differs = piece.have != piece.source.read(piece.offset, length)
+        if differs and piece.old is not None and piece.have != piece.old.read(piece.offset, length):
+            raise KitError(
+                ExitCode.REFUSED,
+                f"{piece.item.label} changed at byte {piece.offset} since the backup {self.plan.backup}",
+                "make a new backup first: a rollback could not bring this content back",
+            )
+        return piece, differs
+
+    def differing(self, known: SourceOf | None = None, *, back: bool = False) -> list[list[tuple[int, int]]]:
+        """Chunks of each item that differ from the source; with ``back`` from freshly opened media.
 
         With ``known``, content that is neither the source's nor known's is refused: a rollback could not bring it back.
         """
-        found: list[list[tuple[int, int]]] = []
-        for item, medium, source in self._media(write=False):
-            old = known(item, medium.info) if known else None
-            differ = []
-            for offset, length in chunks(item):
-                have = medium.read(offset, length)
-                if have != source.read(offset, length):
-                    if old is not None and have != old.read(offset, length):
-                        raise KitError(
-                            ExitCode.REFUSED,
-                            f"{item.label} changed at byte {offset} since the backup {self.plan.backup}",
-                            "make a new backup first: a rollback could not bring this content back",
-                        )
-                    differ.append((offset, length))
-                self._step(length, f"compare {item.label}")
-            found.append(differ)
+        found: list[list[tuple[int, int]]] = [[] for _ in self.plan.items]
+        with closing(self._read(known, back=back)) as pieces, closing(ahead(self._differs, pieces)) as compared:
+            for piece, differs in compared:
+                if differs:
+                    found[piece.number].append((piece.offset, len(piece.have)))
         return found
 
     def write(self, differ: list[list[tuple[int, int]]]) -> int:
-        """Write chunks; returns bytes."""
+        """Write chunks; returns bytes. What is critical waits until all before it is on the medium."""
         written = 0
-        for (item, medium, source), pieces in zip(self._media(write=True), differ, strict=True):
-            for offset, length in pieces:
-                medium.write(offset, source.read(offset, length))
-                written += length
-                self._step(length, f"write {item.label}")
-            medium.flush()
-        return written
+        with closing(self._media(write=True)) as media:
+            for (item, medium, source), pieces in zip(media, differ, strict=True):
+                if pieces and item.critical:
+                    medium.flush()
 
-    def read_back(self) -> list[list[tuple[int, int]]]:
-        """Chunks that do not read back as they should, from a freshly opened medium."""
-        found: list[list[tuple[int, int]]] = []
-        fresh: set[str] = set()
-        for item, medium, source in self._media(write=False):
-            if item.storage not in fresh:
-                medium.reopen()
-                fresh.add(item.storage)
-            wrong = []
-            for offset, length in chunks(item):
-                want, got = source.read(offset, length), medium.read(offset, length)
-                if got != want and not (is_zero(want) and is_zero(got)):
-                    wrong.append((offset, length))
-                self._step(length, f"read back {item.label}")
-            found.append(wrong)
-        return found
+                def content(piece: tuple[int, int], source: Source = source) -> tuple[int, bytes]:
+                    return piece[0], source.read(*piece)
+
+                with closing(ahead(content, pieces)) as contents:
+                    for offset, data in contents:
+                        medium.write(offset, data)
+                        written += len(data)
+                        self._step(len(data), f"write {item.label}")
+        return written
 
     def execute(self, *, known: SourceOf | None, start: str, end: str) -> Report:
         """Compare, write, read back. ``start`` and ``end`` are the journal's states."""
         differ = self.differing(known)
+        self._ready()
         self.journal.add(start, chunks=sum(map(len, differ)))
         written = self.write(differ)
         self.journal.add("written")
-        wrong, repeated = self.read_back(), 0
+        wrong, repeated = self.differing(back=True), 0
         if any(wrong):
             repeated = sum(map(len, wrong))
             written += self.write(wrong)
-            wrong = self.read_back()
+            wrong = self.differing(back=True)
         if any(wrong):
             item = next(i for i, pieces in zip(self.plan.items, wrong, strict=True) if pieces)
             bad = next(pieces for pieces in wrong if pieces)[0][0]

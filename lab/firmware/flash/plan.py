@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import datetime
 import json
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 from lab.boards import Board
@@ -145,14 +147,27 @@ def loader_item(board: Board, info: StorageInfo, path: Path, stated: str | None,
     return Item(info.name, region.name, base, last, True, source), base, found
 
 
-def source_of(plan: FlashPlan, number: int, kind: str) -> ImageSource:
-    """Open an image of the plan; KitError when it is not the planned content any more."""
-    image = plan.images[number]
-    opened = ImageSource(Path(image.path), image.base, b"\xff" if kind == "spi-nor" else b"\0")
-    if opened.identity() != f"image {image.sha256} at {image.base}":
-        opened.close()
-        raise KitError(ExitCode.REFUSED, f"{image.path} changed since the plan was made", "plan again")
+Images = dict[tuple[int, str], ImageSource]
+"""The open images of a plan by their number and the kind of medium they are for."""
+
+
+def open_images(plan: FlashPlan, media: dict[str, StorageInfo], stack: ExitStack) -> Images:
+    """The images as they are now, which `check_images` compares with the plan; ``stack`` closes them."""
+    opened: Images = {}
+    for item in plan.items:
+        key = (item.source, media[item.storage].kind)
+        if key not in opened:
+            image, fill = plan.images[item.source], b"\xff" if key[1] == "spi-nor" else b"\0"
+            opened[key] = ImageSource(Path(image.path), image.base, fill)
+            stack.callback(opened[key].close)
     return opened
+
+
+def check_images(plan: FlashPlan, images: Images, over: Event | None = None) -> None:
+    """KitError (refused) when an image is not the planned content any more. Reads all of it, unless ``over`` is set."""
+    for (number, _), opened in images.items():
+        if opened.digest(over) != plan.images[number].sha256:
+            raise KitError(ExitCode.REFUSED, f"{opened.path} changed since the plan was made", "plan again")
 
 
 def make(

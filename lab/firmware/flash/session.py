@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import errno
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lab.boards import Board
 from lab.cache import file_digest
 from lab.errors import ExitCode, KitError, from_os_error
 from lab.firmware import gpt
+from lab.firmware.ahead import beside
 from lab.firmware.flash import bmap, engine, gate
 from lab.firmware.flash import plan as plans
 from lab.firmware.flash.engine import Journal, Report, Run
@@ -107,19 +110,21 @@ def changes(store: Store, plan: FlashPlan, infos: dict[str, StorageInfo]) -> lis
     backup = store.load(plan.backup)
     readers = {name: StorageReader.of(store, backup, name) for name in plan.storages()}
     rows: dict[str, dict[str, object]] = {}
-    for item in plan.items:
-        source = plans.source_of(plan, item.source, infos[item.storage].kind)
-        try:
+    with ExitStack() as stack:
+        images = plans.open_images(plan, infos, stack)
+        plans.check_images(plan, images)
+        for item in plan.items:
+            source = images[item.source, infos[item.storage].kind]
             differ = sum(
                 length
                 for offset, length in engine.chunks(item)
                 if source.read(offset, length) != readers[item.storage].read(offset, length)
             )
-        finally:
-            source.close()
-        row = rows.setdefault(item.label, {"region": item.label, "bytes": 0, "changed": 0, "critical": item.critical})
-        row["bytes"] = int(str(row["bytes"])) + item.end - item.start
-        row["changed"] = int(str(row["changed"])) + differ
+            row = rows.setdefault(
+                item.label, {"region": item.label, "bytes": 0, "changed": 0, "critical": item.critical}
+            )
+            row["bytes"] = int(str(row["bytes"])) + item.end - item.start
+            row["changed"] = int(str(row["changed"])) + differ
     return list(rows.values())
 
 
@@ -142,7 +147,6 @@ class Session:
         self.store, self.plan = store, plan
         self.directory = store.runs / plan.id
         self.journal = Journal(self.directory)
-        self._open: list[ImageSource] = []
 
     @staticmethod
     def load(store: Store, run: str) -> Session:
@@ -155,25 +159,13 @@ class Session:
         disk.replace(self.directory / "plan.json", plans.dump(self.plan))
         self.journal.add("planned", backup=self.plan.backup, trusted=self.plan.identity_trusted)
 
-    def _backup_sources(self, backup: Manifest) -> engine.SourceOf:
+    def _backup_sources(self, backup: Manifest, *, checked: bool = False) -> engine.SourceOf:
         readers: dict[str, StorageReader] = {}
 
         def source(item: Item, info: StorageInfo) -> Source:
             if item.storage not in readers:
-                readers[item.storage] = StorageReader.of(self.store, backup, item.storage)
-            return BackupSource(backup.id, readers[item.storage])
-
-        return source
-
-    def _image_sources(self) -> engine.SourceOf:
-        opened: dict[tuple[int, str], ImageSource] = {}
-
-        def source(item: Item, info: StorageInfo) -> Source:
-            key = (item.source, info.kind)
-            if key not in opened:
-                opened[key] = plans.source_of(self.plan, item.source, info.kind)
-                self._open.append(opened[key])
-            return opened[key]
+                readers[item.storage] = StorageReader.of(self.store, backup, item.storage, checked=checked)
+            return BackupSource(readers[item.storage])
 
         return source
 
@@ -187,14 +179,22 @@ class Session:
             return Report(self.plan.size, 0, 0)
         if state in ("rolling-back", "rolled-back"):
             raise KitError(ExitCode.USAGE, f"{self.plan.id} was rolled back", "plan again")
-        engine.check_board(self.plan, transport)
+        media = engine.check_board(self.plan, transport)
         backup = self.store.load(self.plan.backup)
-        gate.assert_readable(self.store, backup, self.plan.items, meter)
         # After an interruption a chunk may be torn: neither old nor new, and still ours.
-        known = None if lose_changes or "writing" in self.journal.states() else self._backup_sources(backup)
-        return self._execute(
-            Run(self.plan, transport, self._image_sources(), meter, self.journal), known, "writing", "verified"
-        )
+        careful = not (lose_changes or "writing" in self.journal.states())
+        # What is compared has passed the gate by then.
+        known = self._backup_sources(backup, checked=True) if careful else None
+        with ExitStack() as stack:
+            images = plans.open_images(self.plan, media, stack)
+            checked = stack.enter_context(beside(partial(plans.check_images, self.plan, images)))
+            gate.assert_readable(self.store, backup, self.plan.items, meter)
+
+            def source(item: Item, info: StorageInfo) -> Source:
+                return images[item.source, info.kind]
+
+            run = Run(self.plan, transport, source, meter, self.journal, checked.result)
+            return self._execute(run, known, "writing", "verified")
 
     def rollback(self, transport: Transport, meter: Meter) -> Report:
         """Bring back what the backup holds for everything that the plan covers."""
@@ -221,10 +221,6 @@ class Session:
             found = from_os_error(error, self.plan.id)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             raise KitError(found.code, found.message, f"free space, then {go_on}" if full else go_on) from error
-        finally:
-            for source in self._open:
-                source.close()
-            self._open.clear()
 
     def commit(self) -> None:
         """The new content has proven itself: the run is over, its backup stays."""

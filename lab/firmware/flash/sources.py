@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
+from threading import Event
 from typing import Protocol
 
-from lab.cache import file_digest
 from lab.errors import ExitCode, KitError, from_os_error
 from lab.firmware.store.reader import StorageReader
 
@@ -18,8 +19,8 @@ class Source(Protocol):
     def read(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes."""
 
-    def identity(self) -> str:
-        """Something that changes when the content does."""
+
+PIECE = 1 << 20
 
 
 class ImageSource:
@@ -32,7 +33,6 @@ class ImageSource:
             self.size = os.fstat(self._fd).st_size
         except OSError as error:
             raise from_os_error(error, f"opening {path}") from error
-        self._digest = ""
 
     def read(self, offset: int, length: int) -> bytes:
         data = os.pread(self._fd, length, offset - self.base)
@@ -41,10 +41,15 @@ class ImageSource:
             raise KitError(ExitCode.MISMATCH, f"{self.path} changed while it was read", "plan again")
         return data + self.fill * (length - len(data))
 
-    def identity(self) -> str:
-        if not self._digest:
-            self._digest = file_digest(self.path)
-        return f"image {self._digest} at {self.base}"
+    def digest(self, over: Event | None = None) -> str:
+        """SHA-256 of the file that is open here; given up, with KitError (aborted), once ``over`` is set."""
+        running, at = hashlib.sha256(), 0
+        while part := os.pread(self._fd, PIECE, at):
+            if over is not None and over.is_set():
+                raise KitError(ExitCode.ABORTED, f"{self.path}: not read to its end")
+            running.update(part)
+            at += len(part)
+        return running.hexdigest()
 
     def close(self) -> None:
         """Close the file."""
@@ -54,11 +59,8 @@ class ImageSource:
 class BackupSource:
     """A medium of a backup."""
 
-    def __init__(self, backup: str, reader: StorageReader) -> None:
-        self.backup, self.reader = backup, reader
+    def __init__(self, reader: StorageReader) -> None:
+        self.reader = reader
 
     def read(self, offset: int, length: int) -> bytes:
         return self.reader.read(offset, length)
-
-    def identity(self) -> str:
-        return f"backup {self.backup}"

@@ -6,10 +6,13 @@ from __future__ import annotations
 import datetime
 import hashlib
 from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lab.errors import ExitCode, KitError
+from lab.firmware.ahead import ahead
 from lab.firmware.identity import Verdict, compare
 from lab.firmware.medium import Medium, Transport, find, is_zero
 from lab.firmware.store import index
@@ -138,13 +141,17 @@ def check_store(store: Store, backup: Manifest, meter: Meter, regions: list[Regi
     total = sum(region.length - region.zeros for region in chosen)
     done = 0
     for region in chosen:
-        reader = RegionReader.of(store, backup, region)
-        for position, piece in enumerate(reader.pieces()):
-            if piece.name is not None:
-                reader.chunk(position)
-                done += piece.length
+        stored = (piece for piece in RegionReader.of(store, backup, region).pieces() if piece.name)
+        with closing(ahead(partial(_whole, store), stored)) as checked:
+            for length in checked:
+                done += length
                 meter.update(done, total, region.label)
     return done
+
+
+def _whole(store: Store, piece: Piece) -> int:
+    """Length of a chunk that is what its name says; KitError (mismatch) otherwise."""
+    return len(store.chunks.read(piece.name or "", piece.length))
 
 
 def check_device(store: Store, backup: Manifest, transport: Transport, meter: Meter) -> Manifest:

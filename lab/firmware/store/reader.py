@@ -36,9 +36,10 @@ class Extent(Protocol):
 
 
 class RegionReader:
-    """One region. The table of pieces is kept compact: 48 bytes per stored chunk."""
+    """One region. The table of pieces is kept compact: 48 bytes per stored chunk. ``checked`` as for `Chunks.read`."""
 
-    def __init__(self, store: Store, path: Path, region: Extent) -> None:
+    def __init__(self, store: Store, path: Path, region: Extent, *, checked: bool = False) -> None:
+        self._checked = checked
         self._store, self.region, self.label = store, region, f"{region.storage}/{region.name}"
         self._starts: list[int] = []
         self._names: list[bytes | None] = []
@@ -52,13 +53,13 @@ class RegionReader:
         self._last: tuple[int, bytes] = (-1, b"")
 
     @staticmethod
-    def of(store: Store, backup: Manifest, region: RegionRecord) -> RegionReader:
+    def of(store: Store, backup: Manifest, region: RegionRecord, *, checked: bool = False) -> RegionReader:
         """A region of a backup; KitError (mismatch) when its index is damaged."""
         path = store.directory(backup) / region.index
         if not path.exists() or index.digest(path) != region.index_sha256:
             message = f"{backup.id}: the index of {region.label} is missing or damaged"
             raise KitError(ExitCode.MISMATCH, message, "use another backup")
-        return RegionReader(store, path, region)
+        return RegionReader(store, path, region, checked=checked)
 
     def pieces(self) -> Iterator[Piece]:
         """The pieces in order."""
@@ -71,11 +72,14 @@ class RegionReader:
 
     def chunk(self, position: int) -> bytes:
         """Content of a stored piece."""
-        if self._last[0] != position:
+        last = self._last  # several threads may read: each its own pair
+        if last[0] != position:
             name = self._names[position]
             assert name is not None
-            self._last = (position, self._store.chunks.read(name.hex(), self._end(position) - self._starts[position]))
-        return self._last[1]
+            length = self._end(position) - self._starts[position]
+            last = (position, self._store.chunks.read(name.hex(), length, checked=self._checked))
+            self._last = last
+        return last[1]
 
     def is_hole(self, offset: int, length: int) -> bool:
         """Whether the range lies within one run of zeros."""
@@ -107,10 +111,10 @@ class StorageReader:
         self._readers = sorted(readers, key=lambda reader: reader.region.start)
 
     @staticmethod
-    def of(store: Store, backup: Manifest, storage: str) -> StorageReader:
-        """A medium of a backup."""
-        readers = [RegionReader.of(store, backup, region) for region in backup.regions if region.storage == storage]
-        return StorageReader(storage, readers)
+    def of(store: Store, backup: Manifest, storage: str, *, checked: bool = False) -> StorageReader:
+        """A medium of a backup. ``checked`` as for `Chunks.read`."""
+        regions = [region for region in backup.regions if region.storage == storage]
+        return StorageReader(storage, [RegionReader.of(store, backup, region, checked=checked) for region in regions])
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly ``length`` bytes; KitError when the backup does not hold them."""
