@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from threading import Event
 from typing import TypeVar
 
@@ -62,10 +63,12 @@ KEEP = 64 << 20
 """Bytes of freed memory that stay with the process."""
 
 
+@cache
 def keep_memory() -> None:
     """Let the C library keep what it frees: pieces of a MiB come and go all the time, each for 256 page faults.
 
-    They are a fourth of the processor time of a flash run. Only where the C library can do it (glibc).
+    They are a fourth of the processor time of a flash run. Only where the C library can do it (glibc); the first call
+    does it for the whole process.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -111,8 +111,10 @@ def test_beside_gives_its_result_its_error_or_up() -> None:
 
 
 def test_memory_is_kept_where_the_c_library_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep_memory.cache_clear()
     keep_memory()
     monkeypatch.setattr(module.ctypes, "CDLL", lambda name: object())
+    keep_memory.cache_clear()
     keep_memory()
 
 
