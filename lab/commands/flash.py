@@ -40,7 +40,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"seconds that a new kernel has to prove itself before the board restarts (default {entry.HEARTBEAT})",
     )
     plan.add_argument("--storage", metavar="NAME", help="the medium to write an image or a loader to")
-    plan.add_argument("--image", type=Path, metavar="FILE", help="whole-disk image (FILE.bmap beside it is used)")
+    plan.add_argument(
+        "--image",
+        type=Path,
+        metavar="FILE",
+        help="whole-disk image, raw or compressed (zstd, xz, gzip, bzip2); a .bmap beside it is used",
+    )
     plan.add_argument("--bmap", type=Path, metavar="FILE", help="its block map, when it has another name")
     plan.add_argument(
         "--loader", type=Path, metavar="FILE", help="u-boot-rockchip.bin, for SPI NOR u-boot-rockchip-spi.bin"

@@ -27,13 +27,21 @@ class Partition:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with good CRCs: disk GUID, where its other copy should be, its partitions."""
+    """A table with good CRCs: disk GUID, where its other copy should be, its partitions; entries in bytes."""
 
     guid: str
     lba: int
     other_lba: int
     last_usable: int
+    entries: tuple[int, int]
     partitions: tuple[Partition, ...]
+
+    def extents(self) -> list[tuple[int, int]]:
+        """Where the bytes of both copies are (start, end), zeros among the entries too: checksums go over them."""
+        size = self.entries[1] - self.entries[0]
+        if self.lba < self.other_lba:  # MBR, header, entries; at the end entries, header
+            return [(0, self.entries[1]), (self.other_lba * SECTOR - size, (self.other_lba + 1) * SECTOR)]
+        return [(self.entries[0], (self.lba + 1) * SECTOR)]
 
 
 class GptError(ValueError):
@@ -64,7 +72,8 @@ def parse(header: bytes, entries: Callable[[int, int], bytes]) -> Table:
         if kind != bytes(16):
             text = name.decode("utf-16-le", errors="replace").partition("\0")[0]
             found.append(Partition(index + 1, text, first * SECTOR, (end - first + 1) * SECTOR))
-    return Table(str(uuid.UUID(bytes_le=guid)), lba, other, last, tuple(sorted(found, key=lambda p: p.start)))
+    place = (table_lba * SECTOR, table_lba * SECTOR + len(table))
+    return Table(str(uuid.UUID(bytes_le=guid)), lba, other, last, place, tuple(sorted(found, key=lambda p: p.start)))
 
 
 def read(read: Callable[[int, int], bytes], size: int) -> tuple[Table | None, list[str]]:

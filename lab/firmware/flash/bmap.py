@@ -21,6 +21,13 @@ class BlockMap:
     ranges: tuple[tuple[int, int, str], ...]
 
 
+def beside(image: Path, *, compressed: bool) -> Path | None:
+    """The map that lies beside an image: its name with ``.bmap``, for a compressed one also without its last suffix."""
+    names = [image.name, image.stem] if compressed else [image.name]
+    candidates = [image.with_name(f"{name}.bmap") for name in names]
+    return next((path for path in candidates if path.is_file()), None)
+
+
 def load(path: Path) -> BlockMap:
     """A block map; KitError when it is not one or its own checksum is wrong."""
     try:

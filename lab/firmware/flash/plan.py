@@ -9,11 +9,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event
-from typing import Any
 
 from lab.boards import Board
 from lab.cache import digest, file_digest
 from lab.errors import ExitCode, KitError, from_os_error
+from lab.firmware import gpt
 from lab.firmware.flash import bmap
 from lab.firmware.flash.sources import ImageSource
 from lab.firmware.lint import IDBLOCK_MAGICS
@@ -92,8 +92,19 @@ def _clip(info: StorageInfo, ranges: list[tuple[int, int]], start: int, end: int
     return found
 
 
+def _union(ranges: list[tuple[int, int]], size: int) -> list[tuple[int, int]]:
+    """The same bytes up to ``size``, each once, in order."""
+    found: list[tuple[int, int]] = []
+    for start, end in sorted((max(a, 0), min(b, size)) for a, b in ranges):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        elif start < end:
+            found.append((start, end))
+    return found
+
+
 def image_items(
-    board: Board, info: StorageInfo, image: Path, block_map: bmap.BlockMap | None, table: Any, source: int
+    board: Board, info: StorageInfo, image: Path, block_map: bmap.BlockMap | None, table: gpt.Table | None, source: int
 ) -> tuple[list[Item], list[str]]:
     """Items for a whole-disk image; the loader's region is left alone, and the notes say so."""
     size = image.stat().st_size
@@ -105,7 +116,11 @@ def image_items(
         )
     if not size:
         raise KitError(ExitCode.USAGE, f"{image} is empty")
-    ranges = [(start, end) for start, end, _ in block_map.ranges] if block_map else [(0, size)]
+    if block_map:
+        # a map may leave out blocks of zeros, which the partition table's checksums go over
+        ranges = _union([(a, b) for a, b, _ in block_map.ranges] + (table.extents() if table else []), size)
+    else:
+        ranges = [(0, size)]
     items, notes = [], []
     for region in board.storage_named(info.name.partition(".")[0]).regions:
         start, end = region.resolve(info.size)

@@ -15,7 +15,7 @@ from lab.cache import file_digest
 from lab.errors import ExitCode, KitError, from_os_error
 from lab.firmware import gpt
 from lab.firmware.ahead import beside
-from lab.firmware.flash import bmap, engine, gate
+from lab.firmware.flash import bmap, engine, gate, unpack
 from lab.firmware.flash import plan as plans
 from lab.firmware.flash.engine import Journal, Report, Run
 from lab.firmware.flash.plan import FlashPlan, ImageFile, Item
@@ -44,17 +44,12 @@ class Wish:
 
 
 def _image_items(
-    board: Board, info: StorageInfo, wish: Wish, image: Path, images: list[ImageFile]
+    board: Board, info: StorageInfo, wish: Wish, given: Path, images: list[ImageFile], meter: Meter
 ) -> tuple[list[Item], list[str]]:
-    if not image.is_file():
-        raise KitError(ExitCode.USAGE, f"{image} is not an image file", "unpack it first if it is compressed")
-    with image.open("rb") as stream:
-        if stream.read(4) == bytes.fromhex("3aff26ed"):
-            raise KitError(
-                ExitCode.USAGE, f"{image} is an Android sparse image, not a raw one", "expand it with simg2img"
-            )
-    beside = image.with_name(image.name + ".bmap")
-    map_path = wish.block_map or (beside if beside.exists() else None)
+    if not given.is_file():
+        raise KitError(ExitCode.USAGE, f"{given} is not an image file", "give a whole-disk image, raw or compressed")
+    image = unpack.raw(given, meter)
+    map_path = wish.block_map or bmap.beside(given, compressed=image != given)
     block_map = bmap.load(map_path) if map_path else None
     if block_map:
         bmap.check(image, block_map)
@@ -76,7 +71,7 @@ def prepare(
     images: list[ImageFile] = []
     notes: list[str] = []
     if wish.image:
-        found, remarks = _image_items(board, info, wish, wish.image, images)
+        found, remarks = _image_items(board, info, wish, wish.image, images, meter)
         items += found
         notes += remarks
     if wish.loader:

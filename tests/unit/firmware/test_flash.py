@@ -6,13 +6,16 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from lab import boards
 from lab.errors import ExitCode, KitError
+from lab.firmware import gpt
 from lab.firmware.flash import bmap, engine, session
 from lab.firmware.flash.session import Session, Wish
 from lab.firmware.medium import Transport
@@ -223,6 +226,64 @@ def test_block_map_leaves_gaps_alone(
     with pytest.raises(KitError) as caught:
         planned(store, board, transport, Wish("emmc", path), meter)
     assert caught.value.code == ExitCode.MISMATCH
+
+
+def test_block_map_does_not_thin_the_partition_table(
+    store: Store, board: boards.Board, drill: Path, tmp_path: Path, meter: object, back_up: BackUp
+) -> None:
+    """Sectors of zeros among its entries are holes of the image and content of the table."""
+    medium = drill / "emmc.img"
+    with medium.open("r+b") as stream:
+        stream.write(os.urandom(0x8000))
+        stream.seek(30 << 20)
+        stream.write(os.urandom(2 << 20))
+    back_up(drill)
+    path, size = tmp_path / "thin.img", 32 << 20
+    head, tail = gpt.build(size, [("npulab-root", 16 << 20, 8 << 20)], uuid.uuid4())
+    with path.open("wb") as stream:
+        stream.truncate(size)
+        for at, data in ((0, head), (size - len(tail), tail)):
+            for offset in range(0, len(data), 512):
+                if any(data[offset : offset + 512]):
+                    stream.seek(at + offset)
+                    stream.write(data[offset : offset + 512])
+    (tmp_path / "thin.img.bmap").write_bytes(bmap.make(path))
+    transport = DrillTransport(drill)
+    run = planned(store, board, transport, Wish("emmc", path), meter)
+    run.run(transport, meter)  # type: ignore[arg-type]
+    with medium.open("rb") as stream:
+        content = stream.read(size)
+    assert gpt.parse(content[512:1024], lambda at, n: content[at : at + n]).partitions[0].name == "npulab-root"
+    assert gpt.parse(content[-512:], lambda at, n: content[at : at + n]).lba == size // 512 - 1
+
+
+def test_compressed_image_with_its_block_map(
+    store: Store,
+    board: boards.Board,
+    drill: Path,
+    tmp_path: Path,
+    meter: object,
+    back_up: BackUp,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As BitBake leaves them: x.wic.zst beside x.wic.bmap. The plan's image is the unpacked one."""
+    monkeypatch.setenv("NPULAB_CACHE", str(tmp_path / "cache"))
+    back_up(drill)
+    path, new = tmp_path / "x.wic", os.urandom(1 << 20)
+    with path.open("wb") as stream:
+        stream.truncate(40 << 20)
+        stream.seek(17 << 20)
+        stream.write(new)
+    (tmp_path / "x.wic.bmap").write_bytes(bmap.make(path))
+    (tmp_path / "x.wic.zst").write_bytes(zstandard.compress(path.read_bytes()))
+    path.unlink()
+    old = bytearray((drill / "emmc.img").read_bytes())
+    transport = DrillTransport(drill)
+    run = planned(store, board, transport, Wish("emmc", tmp_path / "x.wic.zst"), meter)
+    (tmp_path / "x.wic.zst").unlink()
+    run.run(transport, meter)  # type: ignore[arg-type]
+    old[17 << 20 : 18 << 20] = new
+    assert (drill / "emmc.img").read_bytes() == old
 
 
 @pytest.mark.parametrize(
