@@ -7,6 +7,7 @@ at the journal when it reads; debugfs neither).
 
 from __future__ import annotations
 
+import posixpath
 import re
 import subprocess
 import tempfile
@@ -17,6 +18,9 @@ from lab.errors import ExitCode, KitError
 from lab.firmware import gpt
 from lab.process import require
 from lab.virt import chips
+
+LINKS = 8
+"""Symbolic links at which U-Boot takes a name for a loop (fs/ext4/ext4_common.c)."""
 
 READ_LIMIT = 1 << 30
 """U-Boot takes files of up to 1 GiB (boot/bootmeth_extlinux.c)."""
@@ -41,13 +45,27 @@ class Partition:
         return done.stdout, "\n".join(done.stderr.decode(errors="replace").splitlines()[1:])
 
     def read(self, path: str) -> bytes | None:
-        """A regular file's content; None when there is none of that name."""
-        if '"' in path or "\n" in path or self.inode(path) is None:
+        """A regular file's content, symbolic links followed; None when there is none of that name."""
+        found = self._followed(path)
+        if found is None or self.inode(found) is None:
             return None
-        data, problem = self._debugfs(f'cat "{path}"')
+        data, problem = self._debugfs(f'cat "{found}"')
         if problem:
             raise KitError(ExitCode.FAILED, f"{self.image}, partition {self.number}: {path}: {problem}")
         return data
+
+    def _followed(self, path: str) -> str | None:
+        """Where links lead from a name; None for a loop."""
+        for _ in range(LINKS):
+            if '"' in path or "\n" in path:
+                return None
+            text, _ = self._debugfs(f'stat "{path}"')
+            if not re.search(rb"Type: symlink", text):
+                return path
+            short = re.search(rb'Fast link dest: "(.*)"', text)
+            target = (short[1] if short else self._debugfs(f'cat "{path}"')[0]).decode(errors="replace")
+            path = posixpath.join(posixpath.dirname(path), target)
+        return None
 
     def inode(self, path: str) -> str | None:
         """What debugfs says of a regular file; None when there is none."""

@@ -123,6 +123,28 @@ def test_what_cannot_be_started_is_passed_over(chip: Chip, name: str, content: b
     assert any(word in said for said in chip.said)
 
 
+@pytest.mark.parametrize(
+    ("links", "starts"),
+    [
+        ({"Image": "Image-7.3.4"}, True),  # as OE-core's kernel package makes it
+        ({"Image": "/boot/new/Image-7.3.4"}, True),
+        ({"Image": "../old/../new/Image-7.3.4"}, True),
+        ({"Image": "/boot/" + "../boot/" * 12 + "new/Image-7.3.4"}, True),  # in a block of its own
+        ({"Image": "a", **{name: chr(ord(name) + 1) for name in "abcde"}, "f": "Image-7.3.4"}, True),
+        ({"Image": "a", **{name: chr(ord(name) + 1) for name in "abcdef"}, "g": "Image-7.3.4"}, False),
+        ({"Image": "Image"}, False),
+        ({"Image": "nowhere"}, False),
+    ],
+)
+def test_symbolic_links_are_followed(chip: Chip, links: dict[str, str], starts: bool) -> None:
+    folder = chip.tree / "boot/new"
+    (folder / "Image").rename(folder / "Image-7.3.4")
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    chip.make()
+    assert chip.loader().choose().label == ("new" if starts else "old")
+
+
 def test_starts_are_counted_and_the_fallback_taken(chip: Chip) -> None:
     chip.write("boot/failures", bootcount.Count(0).encode())
     chip.make()
