@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import zstandard
 from commands import Commands
 
 from lab import cli
@@ -185,9 +186,9 @@ def test_from_backup_to_a_new_kernel_a_broken_one_and_back(
 
 def test_a_whole_image_starts_from_the_emmc_and_is_taken_back(loop: Loop, tmp_path: Path) -> None:
     user = loop.emmc_before[2 * chips.EMMC_BOOT_SIZE :]
-    image = tmp_path / "new.img"
+    image = tmp_path / "new.wic.zst"
     assert VERSION[0] in user
-    image.write_bytes(user.replace(*VERSION))
+    image.write_bytes(zstandard.compress(user.replace(*VERSION)))
     loop.start("--rescue")  # from its own disk, so that nothing is mounted from the eMMC
     loop.back_up()
     plan = ["--board", BOARD, "--via", f"virt:{NAME}", "--storage", "emmc", "--image", str(image)]

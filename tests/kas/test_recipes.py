@@ -6,6 +6,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from conftest import LAYER, MACHINES, REPOSITORY
 
+from lab import boards
 from lab.kas.request import Request
 from lab.kernel import patches
 
@@ -33,6 +35,9 @@ LINT_EXCEPTIONS = {
     "oelint.vars.bbvars.BB_STRICT_CHECKSUM": "one kernel whose hash is the user's to give",
     "oelint.vars.insaneskip": "a published binary is packaged as it is",
 }
+
+
+BOARDS = [name for name in MACHINES if name != "rk3588-virt"]
 
 
 @functools.cache
@@ -143,6 +148,49 @@ def test_parser_catches_what_is_broken(tmp_path: Path, recipe: str, old: str, ne
     assert broken(tmp_path, recipe, old, new)
 
 
+def partitions(layout: str) -> list[dict[str, str]]:
+    """The ``part`` lines of an image's layout, by option; sizes in bytes."""
+    found = []
+    for line in (LAYER / "files/wic" / layout).read_text().splitlines():
+        if line.startswith("part "):
+            words = shlex.split(line)
+            options = dict(zip(words, [*words[1:], ""], strict=True))
+            start = int(options.get("--offset", "0s").removesuffix("s")) * 512
+            end = start + int(options.get("--fixed-size", "0K").removesuffix("K")) * 1024
+            found.append({**options, "start": str(start), "end": str(end)})
+    return found
+
+
+def test_images_leave_the_loader_s_place_alone() -> None:
+    """No partition begins before the board files' payload, where flashing goes on; the loader's own lie before it."""
+    payloads = {
+        region.start
+        for name in BOARDS
+        for storage in boards.load(name).storage
+        for region in storage.regions
+        if region.name == "payload"
+    }
+    (payload,) = payloads
+    (root,) = partitions("npulab.wks.in")
+    assert int(root["--align"]) * 1024 == payload and "--active" in root and "start" in root
+    *loaders, other = partitions("npulab-loader.wks.in")
+    assert {**other, "part": ""} == {**root, "part": ""}
+    assert [(int(part["start"]), int(part["end"]) <= payload) for part in loaders] == [(0x8000, True), (8 << 20, True)]
+    assert int(loaders[0]["end"]) <= int(loaders[1]["start"])
+
+
+def test_boot_entries_find_the_image_s_root_partition() -> None:
+    (root,) = partitions("npulab.wks.in")
+    recipe = next(LAYER.glob("recipes-core/npulab-extlinux/*.bb")).read_text()
+    assert f'UBOOT_EXTLINUX_ROOT = "root=PARTLABEL={root["--part-name"]}"' in recipe
+    for machine in BOARDS:
+        text = (LAYER / f"conf/machine/{machine}.conf").read_text()
+        tree = re.search(r'^KERNEL_DEVICETREE = "([^\s"]+)', text, re.MULTILINE)
+        assert tree and tree[1] == f"rockchip/{Request(machine).trees[0]}.dtb", (
+            "the first tree is what the entries name"
+        )
+
+
 def test_lint(programs: Path) -> None:
     kinds = {".bb", ".bbappend", ".bbclass", ".inc", ".conf"}
     files = [str(path) for path in sorted(LAYER.rglob("*")) if path.suffix in kinds]
@@ -161,7 +209,7 @@ def test_upstream_status_is_as_the_kernel_recipe_s_checks_want_it(path: Path) ->
     assert re.search(rf"^Upstream-Status: ({kinds})( .+)?$", path.read_text(), re.MULTILINE)
 
 
-@pytest.mark.parametrize("machine", [name for name in MACHINES if name != "rk3588-virt"])
+@pytest.mark.parametrize("machine", BOARDS)
 def test_boards_refuse_a_fit_image_before_the_include_that_would_ask_for_it(machine: str) -> None:
     text = (LAYER / f"conf/machine/{machine}.conf").read_text()
     assert 0 <= text.find('RK_KERNEL_FITIMAGE = "False"') < text.find("require conf/machine/include/rk3588")
