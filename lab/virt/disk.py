@@ -47,7 +47,7 @@ class Partition:
     def read(self, path: str) -> bytes | None:
         """A regular file's content, symbolic links followed; None when there is none of that name."""
         found = self._followed(path)
-        if found is None or self.inode(found) is None:
+        if found is None:
             return None
         data, problem = self._debugfs(f'cat "{found}"')
         if problem:
@@ -55,23 +55,25 @@ class Partition:
         return data
 
     def _followed(self, path: str) -> str | None:
-        """Where links lead from a name; None for a loop."""
+        """The regular file to which links lead from a name; None when they lead to none, or in a loop."""
         for _ in range(LINKS):
             if '"' in path or "\n" in path:
                 return None
-            text, _ = self._debugfs(f'stat "{path}"')
-            if not re.search(rb"Type: symlink", text):
-                return path
-            short = re.search(rb'Fast link dest: "(.*)"', text)
-            target = (short[1] if short else self._debugfs(f'cat "{path}"')[0]).decode(errors="replace")
+            answer = self._stat(path)
+            if "Type: symlink" not in answer:
+                return path if "Type: regular" in answer else None
+            short = re.search(r'Fast link dest: "(.*)"', answer)
+            target = short[1] if short else self._debugfs(f'cat "{path}"')[0].decode(errors="replace")
             path = posixpath.join(posixpath.dirname(path), target)
         return None
 
+    def _stat(self, path: str) -> str:
+        return self._debugfs(f'stat "{path}"')[0].decode(errors="replace")
+
     def inode(self, path: str) -> str | None:
         """What debugfs says of a regular file; None when there is none."""
-        text, _ = self._debugfs(f'stat "{path}"')
-        answer = text.decode(errors="replace")
-        return answer if re.search(r"Type: regular", answer) else None
+        answer = self._stat(path)
+        return answer if "Type: regular" in answer else None
 
     def is_ext4(self) -> bool:
         """Whether there is a file system that can be read here."""

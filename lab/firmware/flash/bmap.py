@@ -21,7 +21,7 @@ class BlockMap:
     ranges: tuple[tuple[int, int, str], ...]
 
 
-def beside(image: Path, *, compressed: bool) -> Path | None:
+def find(image: Path, *, compressed: bool) -> Path | None:
     """The map that lies beside an image: its name with ``.bmap``, for a compressed one also without its last suffix."""
     names = [image.name, image.stem] if compressed else [image.name]
     candidates = [image.with_name(f"{name}.bmap") for name in names]

@@ -49,7 +49,7 @@ def _image_items(
     if not given.is_file():
         raise KitError(ExitCode.USAGE, f"{given} is not an image file", "give a whole-disk image, raw or compressed")
     image = unpack.raw(given, meter)
-    map_path = wish.block_map or bmap.beside(given, compressed=image != given)
+    map_path = wish.block_map or bmap.find(given, compressed=image != given)
     block_map = bmap.load(map_path) if map_path else None
     if block_map:
         bmap.check(image, block_map)

@@ -55,8 +55,9 @@ def raw(image: Path, meter: Meter) -> Path:
     found = next((name for magic, name in FORMATS.items() if start.startswith(magic)), None)
     if found is None:
         return image
-    name = image.stem or image.name
-    made = Cache().entry("images", file_digest(image)[:20], lambda folder: _unpack(image, found, folder / name, meter))
+    made = Cache().entry(
+        "images", file_digest(image)[:20], lambda folder: _unpack(image, found, folder / image.stem, meter)
+    )
     return next(made.iterdir())
 
 

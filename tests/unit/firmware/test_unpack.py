@@ -122,5 +122,5 @@ def test_a_raw_image_is_taken_as_it_is(tmp_path: Path, cache: Path) -> None:
 def test_block_map_beside(tmp_path: Path, files: list[str], compressed: bool, expect: str | None) -> None:
     for name in files:
         (tmp_path / name).touch()
-    found = bmap.beside(tmp_path / "disk.wic.zst", compressed=compressed)
+    found = bmap.find(tmp_path / "disk.wic.zst", compressed=compressed)
     assert (found and found.name) == expect
